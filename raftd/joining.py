@@ -1,0 +1,131 @@
+"""How a starting node finds its cluster, becomes a member of it, and tells it a new address: HTTP requests to the members it knows."""
+
+import logging
+import time
+
+import requests
+
+from raftd.errors import StartupError
+
+log = logging.getLogger(__name__)
+
+PATIENCE_SECONDS = 5.0  # nobody answers, or no leader is known: members that start at the same time need a moment
+REQUEST_SECONDS = 40.0  # one POST /join: the leader answers within 30
+PAUSE_SECONDS = 0.2
+_NO_ANSWER = (requests.RequestException, ValueError, KeyError, TypeError)
+
+
+def find_cluster(addresses, stopping):
+    """(id of the cluster, address that answered) of the first of *addresses* that knows. Raises StartupError when none answers."""
+    deadline, problems = time.monotonic() + PATIENCE_SECONDS, {}
+    while True:
+        for address in addresses:
+            try:
+                return _status(address)["cluster"], address
+            except _NO_ANSWER as error:
+                problems[address] = _reason(error)
+        if time.monotonic() >= deadline or stopping.wait(PAUSE_SECONDS):
+            raise StartupError("nobody to join: " + "; ".join(f"{address}: {problem}" for address, problem in problems.items()))
+
+
+def cluster_at(addresses, cluster):
+    """The names of the members that the first of *addresses* to answer knows, or None if none answers.
+
+    Raises StartupError when it belongs to another cluster than *cluster*.
+    """
+    for address in addresses:
+        try:
+            status = _status(address)
+            members = [member["name"] for member in status["members"]]
+        except _NO_ANSWER as error:
+            log.debug("no answer address=%s error=%s", address, _reason(error))
+            continue
+        if status["cluster"] != cluster:
+            raise StartupError(f"the data path belongs to another cluster than {address}; use an empty data path to join that one")
+        return members
+    return None
+
+
+def _status(address):
+    answer = requests.get(f"http://{address}/status", timeout=2)
+    answer.raise_for_status()
+    return answer.json()
+
+
+class Joiner:
+    """Asks *addresses*, and whomever they name as leader, to take ``name`` at ``address`` in.
+
+    *stopping* is an Event that ends it early.
+    """
+
+    def __init__(self, name, address, addresses, stopping):
+        self._body = {"name": name, "connectionString": f"http://{address}"}
+        self._addresses, self._stopping = list(addresses), stopping
+        self._problem = "nobody answered"
+
+    def join(self):
+        """Become a member. Raises StartupError when the cluster refuses, or cannot be reached."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not self._stopping.is_set():
+            for address in [*self._addresses]:
+                outcome = self._ask(address)
+                if outcome == "joined":
+                    return
+                if outcome == "working":  # the leader has taken this node in as a learner, and it catches up
+                    deadline = time.monotonic() + PATIENCE_SECONDS
+            if time.monotonic() >= deadline:
+                raise StartupError(f"could not join the cluster: {self._problem}")
+            self._stopping.wait(PAUSE_SECONDS)
+        raise StartupError("stopped before it had joined the cluster")
+
+    def announce(self):
+        """Tell the cluster the address of this member, however long that takes."""
+        while not self._stopping.is_set():
+            try:
+                self.join()
+                log.info("told the cluster the new address address=%s", self._body["connectionString"])
+                return
+            except StartupError as error:
+                log.debug("the cluster does not know the new address yet reason=%s", error)
+
+    def _ask(self, address):
+        """One round with the server at *address*; a follower names the leader, which is asked at once."""
+        for _ in range(3):
+            try:
+                answer = requests.post(f"http://{address}/join", json=self._body, timeout=REQUEST_SECONDS)
+            except requests.RequestException as error:
+                self._problem = f"{address}: {_reason(error)}"
+                return "failed"
+            if answer.ok:
+                return "joined"
+            code, leader = answer.headers.get("X-Raft-Error"), answer.headers.get("X-Raft-Leader", "")
+            self._problem = f"{address}: {answer.text.strip()}"
+            if code == "commit_timeout":
+                return "working"
+            if code == "bad_request":
+                raise StartupError(f"could not join the cluster: {self._problem}")
+            leader = leader.removeprefix("http://")
+            if code != "not_leader" or not leader or leader == address:
+                return "failed"
+            log.info("Attempting to join leader: %s", leader)
+            address = leader
+        return "failed"
+
+    def withdraw(self):
+        """The join has failed: ask the cluster, which had begun to take this node in, to forget it. True if it has."""
+        for address in self._addresses:
+            try:
+                found = requests.get(f"http://{address}/leader", timeout=2).json()["address"]
+                if requests.delete(f"http://{found}/members/{self._body['name']}", timeout=5).status_code in (200, 404):
+                    return True
+            except _NO_ANSWER as error:
+                log.debug("nobody to take the join back address=%s error=%s", address, _reason(error))
+        return False
+
+
+def _reason(error):
+    if isinstance(error, requests.ConnectionError):
+        return "cannot be reached"
+    if isinstance(error, requests.Timeout):
+        return "does not answer in time"
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,215 @@
+"""The format of state.db: its tables, how it is opened, and how damage is told from a healthy file.
+
+Must not know: what a command means, threads, how copies travel. A row carries a checksum, because SQLite itself does not notice
+when a bit of it flips.
+"""
+
+import errno
+import os
+import sqlite3
+import struct
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import NamedTuple
+from zlib import crc32
+
+from raftd.errors import DamagedFiles, StorageFailed
+
+APPLICATION_ID = 0x7261666B  # "rafk"
+FORMAT = 1  # user_version
+
+_SCHEMA = {
+    "kv": "CREATE TABLE kv (key TEXT PRIMARY KEY, value BLOB NOT NULL, modified_index INTEGER NOT NULL,"
+    " checksum INTEGER NOT NULL) WITHOUT ROWID",
+    "position": "CREATE TABLE position (id INTEGER PRIMARY KEY CHECK (id = 1), applied_index INTEGER NOT NULL,"
+    " applied_term INTEGER NOT NULL, configuration BLOB NOT NULL, installed_index INTEGER NOT NULL, checksum INTEGER NOT NULL)",
+}
+_HEADER_BYTES = 100
+_MAGIC = b"SQLite format 3\0"
+_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_WRITER_CACHE_KIB, _READER_CACHE_KIB = 16 << 10, 2 << 10
+_WAL_KEPT_BYTES = 64 << 20  # what a reset WAL may keep of the disk; it grows beyond only while a long reader holds it
+_WRITER_WAITS_SECONDS, _READER_WAITS_SECONDS = 0.05, 5.0
+
+_INDEX = struct.Struct(">q")
+_POSITION = struct.Struct(">qqq")
+
+
+class Position(NamedTuple):
+    """Where in the log the keys and values stand.
+
+    index, term      of the last applied entry; 0 before the first
+    configuration    the configuration at that entry, in bytes of its owner
+    installed_index  the index at which another server's state was installed here, 0 if none ever was
+    """
+
+    index: int
+    term: int
+    configuration: bytes
+    installed_index: int
+
+
+def create(path):
+    """Make a new, empty file at *path*, all of it or nothing: an empty file is never a new one, but a damaged one."""
+    draft = f"{path}.new"
+    with closing(_connect(draft, "rwc", _WRITER_WAITS_SECONDS)) as connection:
+        connection.execute("PRAGMA journal_mode = OFF")
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version = {FORMAT}")
+        for statement in _SCHEMA.values():
+            connection.execute(statement)
+        write_position(connection, Position(0, 0, b"", 0))
+    sync(draft)
+    os.replace(draft, path)
+    sync_directory(path)
+
+
+def check_header(path):
+    """Raise DamagedFiles unless *path* begins as a state.db of a known format. Changes nothing, not even a foreign file's WAL.
+
+    No connection to *path* may be open: closing a file of one's own drops SQLite's locks on it (fcntl(2)).
+    """
+    with open(path, "rb") as file:
+        header = file.read(_HEADER_BYTES)
+    if len(header) < _HEADER_BYTES or not header.startswith(_MAGIC):
+        raise DamagedFiles(f"{path}: damaged, or not a file of raftd: it does not begin as a SQLite database")
+    user_version, application_id = struct.unpack_from(">I", header, 60)[0], struct.unpack_from(">I", header, 68)[0]
+    if application_id != APPLICATION_ID:
+        raise DamagedFiles(f"{path}: not a state file of raftd (application_id {application_id:#x})")
+    if user_version != FORMAT:
+        raise DamagedFiles(f"{path}: format {user_version} is unknown to this raftd, which knows {FORMAT}; upgrade")
+
+
+def check_tables(connection, path):
+    """Raise DamagedFiles unless the tables are ours, to the letter."""
+    if dict(connection.execute("SELECT name, sql FROM sqlite_schema")) != _SCHEMA:
+        raise DamagedFiles(f"{path}: damaged: its tables are not those of format {FORMAT}")
+
+
+def check_pages(connection, path):
+    """Raise DamagedFiles unless SQLite finds the structure of the whole file sound; takes time in proportion to its size."""
+    [(verdict,)] = connection.execute("PRAGMA quick_check(1)").fetchall()
+    if verdict != "ok":
+        raise DamagedFiles(f"{path}: damaged: {' '.join(verdict.split())}")
+
+
+def open_writer(path):
+    """The connection that writes *path*: WAL, and never a checkpoint of its own, since SQLite drops the errors of those."""
+    connection = _connect(path, "rw", _WRITER_WAITS_SECONDS)
+    try:
+        modes = [_pragma(connection, "journal_mode", "WAL"), _pragma(connection, "synchronous", "NORMAL")]
+        if modes != ["wal", 1]:
+            raise StorageFailed(f"{path}: SQLite cannot keep a write-ahead log here (journal_mode and synchronous are {modes})")
+        connection.execute("PRAGMA wal_autocheckpoint = 0")
+        connection.execute(f"PRAGMA journal_size_limit = {_WAL_KEPT_BYTES}")
+        connection.execute("PRAGMA secure_delete = OFF")  # else the pages of a replaced value are written once more, as zeros
+        connection.execute(f"PRAGMA cache_size = -{_WRITER_CACHE_KIB}")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def open_reader(path):
+    """A connection that sees committed state only and cannot change the file."""
+    connection = _connect(path, "ro", _READER_WAITS_SECONDS)
+    connection.execute(f"PRAGMA cache_size = -{_READER_CACHE_KIB}")
+    return connection
+
+
+def open_alone(path, mode="rw"):
+    """A connection to a file nobody else has open, without WAL: when it is closed, the file is complete in itself."""
+    connection = _connect(path, mode, _WRITER_WAITS_SECONDS)
+    connection.execute("PRAGMA journal_mode = DELETE")
+    return connection
+
+
+def checkpoint(connection, mode):
+    """Move the WAL into the file and sync it; returns (nothing is left in the WAL to move, nobody stood in the way)."""
+    busy, frames, moved = connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
+    return frames >= 0 and frames == moved, not busy
+
+
+def read_position(connection, path):
+    """The one row of the table; raises DamagedFiles if it is not as it was written."""
+    rows = connection.execute(
+        "SELECT applied_index, applied_term, configuration, installed_index, checksum FROM position"
+    ).fetchall()
+    if len(rows) == 1:
+        *fields, checksum = rows[0]
+        position = Position(*fields)
+        if [type(field) for field in position] == [int, int, bytes, int] and _position_checksum(position) == checksum:
+            return position
+    raise DamagedFiles(f"{path}: damaged: the index at which it stands cannot be read")
+
+
+def write_position(cursor, position):
+    cursor.execute(
+        "INSERT INTO position VALUES (1, :index, :term, :configuration, :installed_index, :checksum)"
+        " ON CONFLICT (id) DO UPDATE SET applied_index = :index, applied_term = :term, configuration = :configuration, installed_index = :installed_index,"
+        " checksum = :checksum",
+        {**position._asdict(), "checksum": _position_checksum(position)},
+    )
+
+
+def _position_checksum(position):
+    return crc32(position.configuration, crc32(_POSITION.pack(position.index, position.term, position.installed_index)))
+
+
+def row_checksum(key, value, modified_index):
+    return crc32(value, crc32(_INDEX.pack(modified_index) + key.encode()))
+
+
+def check_row(path, key, value, modified_index, checksum):
+    """Raise StorageFailed if the row of *key* is not as it was written."""
+    intact = type(value) is bytes and type(modified_index) is int and row_checksum(key, value, modified_index) == checksum
+    if not intact:
+        raise StorageFailed(f"{path}: damaged: the row of key {key!r} is not as it was written")
+
+
+@contextmanager
+def storage_errors(path, damage=StorageFailed):
+    """Let errors of SQLite and of the system out as StorageFailed, those that mean a damaged file as *damage*."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        # Python's own complaint that a text is not UTF-8 has no code: that too is damage.
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
+        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            raise damage(f"{path}: damaged: {error}") from error
+        raise StorageFailed(f"{path}: {error}", full=code == sqlite3.SQLITE_FULL or _is_full(path)) from error
+    except OSError as error:
+        raise StorageFailed(f"{path}: {error.strerror or error}", full=error.errno in _FULL_ERRNOS) from error
+
+
+def _is_full(path):
+    """True if the disk has no room: SQLite reports that as a mere I/O error where it grows its shared memory."""
+    try:
+        return os.statvfs(os.path.dirname(path)).f_bavail == 0
+    except OSError:
+        return False
+
+
+def sync_directory(path):
+    """Make the entry of *path* in its directory durable."""
+    sync(os.path.dirname(path))
+
+
+def sync(path):
+    """Make the file, or directory, durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _connect(path, mode, timeout):
+    uri = f"{Path(path).absolute().as_uri()}?mode={mode}"
+    return sqlite3.connect(uri, uri=True, timeout=timeout, isolation_level=None, check_same_thread=False)
+
+
+def _pragma(connection, name, value):
+    """Set a pragma; returns what SQLite made of it."""
+    connection.execute(f"PRAGMA {name} = {value}").fetchall()
+    return connection.execute(f"PRAGMA {name}").fetchone()[0]

@@ -1,0 +1,92 @@
+"""The connections that read state.db, and the gate that keeps them away while the file is exchanged.
+
+Must not know: what is read.
+"""
+
+import threading
+from contextlib import contextmanager
+
+from raftd.errors import Stopping
+from raftd.kv.database import open_reader, storage_errors
+
+_MOST_IDLE = 16
+
+
+class Readers:
+    """A pool of read-only connections, one for each reader at a time; safe from many threads."""
+
+    def __init__(self, path):
+        self._path = path
+        self._changed = threading.Condition()
+        self._idle = []
+        self._busy = 0
+        self._excluded = False
+        self._closed = False
+
+    @property
+    def are_to_go(self):
+        """True if a long reader should give up, since others wait for it to go."""
+        return self._excluded or self._closed
+
+    @contextmanager
+    def connection(self):
+        """A connection for one read. Waits while readers are excluded; raises Stopping when closed, StorageFailed on errors."""
+        connection = self._take()
+        try:
+            with storage_errors(self._path):
+                connection = connection or open_reader(self._path)
+                yield connection
+        except BaseException:
+            if connection:
+                connection.close()
+                connection = None
+            raise
+        finally:
+            self._give_back(connection)
+
+    @contextmanager
+    def excluded(self):
+        """Inside, no reading connection is open; who wants to read waits."""
+        with self._changed:
+            self._excluded = True
+        try:
+            self._close_all()
+            yield
+        finally:
+            with self._changed:
+                self._excluded = False
+                self._changed.notify_all()
+
+    def close(self):
+        """Refuse new readers, wait for those that read."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._close_all()
+
+    def _take(self):
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or not self._excluded)
+            if self._closed:
+                raise Stopping()
+            self._busy += 1
+            return self._idle.pop() if self._idle else None
+
+    def _give_back(self, connection):
+        with self._changed:
+            keep = connection is not None and len(self._idle) < _MOST_IDLE
+            if keep:
+                self._idle.append(connection)
+        if connection is not None and not keep:
+            connection.close()
+        with self._changed:
+            self._busy -= 1
+            if not self._busy:
+                self._changed.notify_all()
+
+    def _close_all(self):
+        with self._changed:
+            self._changed.wait_for(lambda: not self._busy)
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()

@@ -1,0 +1,307 @@
+"""The key/value state machine: applies committed commands to state.db, answers queries, gives and takes whole copies.
+
+Must not know: the log, the network, who leads.
+
+The state and the index at which it stands change in one transaction. A commit is not synced: after a power cut the file may be
+older, never torn, and the log replays the rest. ``durable_index`` says up to where the log is no longer needed for that.
+"""
+
+import glob
+import itertools
+import logging
+import os
+import threading
+from contextlib import contextmanager, suppress
+
+from raftd.errors import DamagedFiles, StartupError, Stopping, StorageFailed
+from raftd.kv import database
+from raftd.kv.commands import UNCONDITIONAL, Found, Get, Outcome, Set, decode
+from raftd.kv.database import storage_errors
+from raftd.kv.readers import Readers
+from raftd.kv.snapshot import BadSnapshot, Incoming, Snapshot, copy
+
+log = logging.getLogger(__name__)
+
+# The WAL is moved into the file after this much was applied, so that it stays small whenever the caller asks for a checkpoint.
+_CHECKPOINT_COMMANDS = 8192
+_CHECKPOINT_BYTES = 16 << 20
+
+_WRITE = (
+    "INSERT INTO kv VALUES (?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET"
+    " value = excluded.value, modified_index = excluded.modified_index, checksum = excluded.checksum"
+)
+_REMOVE = "DELETE FROM kv WHERE key = ?"
+_ROW = "SELECT value, modified_index, checksum FROM kv WHERE key = ?"
+# One SELECT sees one state: the row and the index are of the same moment.
+_ROW_AND_INDEX = "SELECT applied_index, value, modified_index, kv.checksum FROM position LEFT JOIN kv ON kv.key = ?"
+
+
+class KeyValueStore:
+    """The keys and values under one directory.
+
+    ``apply``, ``checkpoint``, ``install`` and ``close`` belong to one thread at a time, the applier; all else to any thread.
+    """
+
+    def __init__(self, directory):
+        """Open or create state.db; raises DamagedFiles or another StartupError, and then has changed nothing."""
+        self._path = os.path.join(os.path.abspath(directory), "state.db")
+        self._readers = Readers(self._path)
+        self._writer = None
+        self._closed = False
+        self._copies = itertools.count(1)  # numbers the files of copies
+        self._incoming = None
+        self._incoming_lock = threading.Lock()
+        self._sync_failed = False  # see _write_anew
+        self._durable_index = 0
+        try:
+            with storage_errors(self._path, damage=DamagedFiles):
+                self._find_file()
+                self._open()
+        except StorageFailed as error:
+            raise StartupError(str(error)) from error
+
+    @property
+    def position(self):
+        """The Position of the last committed batch."""
+        return self._position
+
+    @property
+    def durable_index(self):
+        """The applied index that is surely on disk."""
+        return self._durable_index
+
+    def apply(self, batch, index, term, configuration):
+        """Apply the (index, command) pairs of *batch* in order and move to *index*; returns an Outcome for each.
+
+        All of it happens or, when this raises StorageFailed or UnknownCommand, nothing; after StorageFailed call it again.
+        """
+        assert self._position.index < index, (self._position, index)
+        assert not batch or self._position.index < batch[0][0] <= batch[-1][0] <= index, (self._position, index)
+        commands = [(entry_index, decode(data)) for entry_index, data in batch]
+        position = self._position._replace(index=index, term=term, configuration=configuration)
+        with storage_errors(self._path):
+            self._prepare_to_write()
+            with self._transaction() as cursor:
+                outcomes = [self._perform(cursor, entry_index, command) for entry_index, command in commands]
+                database.write_position(cursor, position)
+        self._position = position
+        self._commands_in_wal += len(batch)
+        self._bytes_in_wal += sum(len(data) for _, data in batch)
+        return outcomes
+
+    def read(self, query):
+        """The answer to a Get, as Found; never waits for ``apply``. Raises StorageFailed if it cannot be read as it was written."""
+        assert isinstance(query, Get), query
+        with self._readers.connection() as connection:
+            rows = connection.execute(_ROW_AND_INDEX, (query.key,)).fetchall()
+        if not rows:
+            raise StorageFailed(f"{self._path}: damaged: the index at which it stands is gone")
+        [(applied_index, *row)] = rows
+        if row == [None, None, None]:
+            return Found(None, 0, applied_index)
+        database.check_row(self._path, query.key, *row)
+        return Found(row[0], row[1], applied_index)
+
+    def checkpoint(self):
+        """Sync what was applied into state.db as far as long readers let it; returns ``durable_index``, raises StorageFailed."""
+        with storage_errors(self._path):
+            self._reopen()
+            if self._sync_failed:
+                self._write_anew()
+            elif self._checkpoint("RESTART")[0]:
+                self._durable_index = self._position.index
+        self._commands_in_wal = self._bytes_in_wal = 0
+        return self._durable_index
+
+    def snapshot(self):
+        """A copy of the state at this moment, as Snapshot, made while ``apply`` goes on.
+
+        Raises StorageFailed if there is no room for it, Stopping if it is given up for ``install`` or ``close``.
+        """
+        path = f"{self._path}.outgoing-{next(self._copies)}"
+        with self._readers.connection() as source:
+            copy(source, path, self._go_on_copying)
+        return Snapshot(path)
+
+    def receive(self, index, term, size, sha256):
+        """The Incoming that collects the announced copy; it goes on where an earlier call for the same copy stopped."""
+        with self._incoming_lock:
+            if self._incoming and self._incoming.announces(index, term, size, sha256):
+                return self._incoming
+            if self._incoming:
+                self._incoming.discard()
+            path = f"{self._path}.incoming-{next(self._copies)}"
+            self._incoming = Incoming(path, index, term, size, sha256)
+            return self._incoming
+
+    def install(self, incoming):
+        """Put a received copy in the place of the state; *incoming* is used up, whatever happens.
+
+        Raises BadSnapshot if it is not what was announced or is older than the state, StorageFailed if the disk fails; the old state
+        is still there then, unless it was the last sync that failed: ``position`` tells.
+        """
+        with self._incoming_lock:
+            if self._incoming is incoming:
+                self._incoming = None
+        try:
+            if incoming.index < self._position.index:
+                raise BadSnapshot(f"a snapshot of index {incoming.index} is older than the state at {self._position.index}")
+            incoming.finish()
+            with storage_errors(self._path):
+                self._reopen()
+                self._exchange(incoming.path)
+        finally:
+            incoming.discard()
+
+    def close(self):
+        """Wait for readers, checkpoint, close; idempotent. A checkpoint that fails is no loss: the WAL stays."""
+        self._closed = True
+        self._readers.close()
+        with self._incoming_lock:
+            if self._incoming:
+                self._incoming.discard()
+                self._incoming = None
+        writer, self._writer = self._writer, None
+        if writer is None:
+            return
+        try:
+            with storage_errors(self._path):
+                database.checkpoint(writer, "TRUNCATE")
+        except StorageFailed as error:
+            log.warning("checkpoint failed at close error=%s", error)
+        finally:
+            writer.close()
+
+    # Opening
+
+    def _find_file(self):
+        """Leave a file of a known format at the path, and nothing of earlier runs beside it but its WAL."""
+        if not os.path.exists(self._path):
+            if os.path.exists(f"{self._path}-wal"):  # SQLite would apply it to the new file
+                raise DamagedFiles(
+                    f"{self._path}: missing, but its state.db-wal is there; bring it back, or start anew without both"
+                )
+            self._remove_leftovers()
+            database.create(self._path)
+        database.check_header(self._path)
+        self._remove_leftovers()
+
+    def _remove_leftovers(self):
+        for kind in ("incoming", "outgoing", "new"):
+            for path in glob.glob(f"{glob.escape(self._path)}.{kind}*"):
+                os.remove(path)
+
+    def _open(self):
+        """Connect, and read where the state stands. What is left in the WAL is synced, so that all of it is durable."""
+        writer = database.open_writer(self._path)
+        try:
+            database.check_tables(writer, self._path)
+            self._position = database.read_position(writer, self._path)
+            all_moved, _ = database.checkpoint(writer, "TRUNCATE")
+            self._file_id = _file_id(self._path)
+        except BaseException:
+            writer.close()
+            raise
+        self._writer = writer
+        self._commands_in_wal = self._bytes_in_wal = 0
+        if all_moved and not self._sync_failed:
+            self._durable_index = self._position.index
+
+    def _reopen(self):
+        """Connect again if an earlier attempt failed."""
+        if self._closed:
+            raise Stopping()
+        if self._writer is None:
+            self._open()
+
+    # Writing
+
+    def _prepare_to_write(self):
+        self._reopen()
+        if _file_id(self._path) != self._file_id:  # SQLite would go on writing into a file without a name
+            raise StorageFailed(f"{self._path}: another file has taken its place; restart raftd")
+        if self._commands_in_wal >= _CHECKPOINT_COMMANDS or self._bytes_in_wal >= _CHECKPOINT_BYTES:
+            self.checkpoint()
+
+    @contextmanager
+    def _transaction(self):
+        cursor = self._writer.cursor()
+        cursor.execute("BEGIN IMMEDIATE")
+        try:
+            yield cursor
+            cursor.execute("COMMIT")
+        except BaseException:
+            with suppress(Exception):  # what matters is the first error; SQLite may have rolled back already
+                cursor.execute("ROLLBACK")
+            raise
+
+    def _perform(self, cursor, index, command):
+        """Do what *command*, the entry at *index*, says; returns its Outcome."""
+        key = command.key
+        if command.conditions is not UNCONDITIONAL:
+            modified_index = self._modified_index(cursor, key)
+            if not command.conditions.hold(modified_index):
+                return Outcome("refused", modified_index)
+        if type(command) is Set:
+            cursor.execute(_WRITE, (key, command.value, index, database.row_checksum(key, command.value, index)))
+            return Outcome("written", index)
+        cursor.execute(_REMOVE, (key,))
+        return Outcome("deleted" if cursor.rowcount else "missing", index)
+
+    def _modified_index(self, cursor, key):
+        rows = cursor.execute(_ROW, (key,)).fetchall()
+        if not rows:
+            return 0
+        database.check_row(self._path, key, *rows[0])  # a damaged index would make this server decide unlike the others
+        return rows[0][1]
+
+    def _checkpoint(self, mode):
+        try:
+            with storage_errors(self._path):
+                return database.checkpoint(self._writer, mode)
+        except StorageFailed as error:
+            self._sync_failed = self._sync_failed or error.status != 507  # a full disk refuses the write, before any sync
+            raise
+
+    def _write_anew(self):
+        """Replace state.db by a fresh copy of itself.
+
+        After a failed sync the kernel takes for clean what never reached the disk, and the next sync succeeds without it. So the
+        disk is believed again only for bytes that were written again.
+        """
+        path = f"{self._path}.new"
+        copy(self._writer, path, self._go_on_copying)
+        database.sync(path)
+        self._exchange(path)
+
+    def _go_on_copying(self):
+        if self._readers.are_to_go:
+            raise Stopping("the copy of the state was given up, since state.db is about to be closed")
+
+    def _exchange(self, path):
+        """Put the complete, synced file at *path* in the place of state.db; a crash leaves one or the other, never a mix.
+
+        A WAL belongs to one file only, and SQLite would apply that of the old file to the new one. So it is emptied and its
+        removal is on disk before the new file takes the name.
+        """
+        with self._readers.excluded():
+            if not self._checkpoint("TRUNCATE")[1]:
+                raise StorageFailed(f"{self._path}: another process has it open")
+            self._writer.close()
+            self._writer = None
+            try:
+                for leftover in (f"{self._path}-wal", f"{self._path}-shm"):
+                    with suppress(FileNotFoundError):
+                        os.remove(leftover)
+                database.sync_directory(self._path)
+                os.replace(path, self._path)
+                self._sync_failed = True  # until the new name, too, is on disk
+                database.sync_directory(self._path)
+                self._sync_failed = False
+            finally:
+                self._open()
+
+
+def _file_id(path):
+    status = os.stat(path)
+    return status.st_dev, status.st_ino

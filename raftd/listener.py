@@ -1,0 +1,136 @@
+"""The one port of a node: waitress, with a place in it for everybody.
+
+waitress reads requests in one thread and hands each complete one to a dispatcher. Ours has three pools of threads, so that neither those who
+wait for a commit nor those who wait for a new member keep out who asks for the health of the node; and it takes the connections of
+peers out of waitress altogether: they get a thread of their own in ``transport.PeerServer``. Slow and idle connections cost
+waitress a place in its poll set and nothing else.
+"""
+
+import logging
+import resource
+import socket
+import threading
+
+from waitress import create_server, wasyncore
+from waitress.channel import HTTPChannel
+from waitress.task import ErrorTask, ThreadedTaskDispatcher
+
+from raftd.errors import BadRequest, RaftdError, StartupError, TooLarge
+
+log = logging.getLogger(__name__)
+
+QUICK_THREADS, CHANGE_THREADS = 2, 4
+STOP_SECONDS = 2.0  # requests under way may take so long when the node stops
+_QUICK_PATHS = ("/livez", "/readyz", "/status", "/raft/identity")
+_CHANGES = ("POST", "DELETE", "PUT")
+
+
+def bind(address, port):
+    """A socket bound to *address* and *port*. Raises StartupError when that cannot be."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((address, port))
+        listening.listen(1024)
+    except OSError as error:
+        listening.close()
+        raise StartupError(f"cannot listen on {address} port {port}: {error.strerror or error}; choose another with -p or -bind") from error
+    return listening
+
+
+class PlainError(ErrorTask):
+    """What waitress itself refuses, answered like any other error of ours."""
+
+    def execute(self):
+        status = self.request.error.code
+        kind = {400: BadRequest, 413: TooLarge, 431: TooLarge}.get(status, RaftdError)
+        self.status = f"{status} {self.request.error.reason}"
+        body = f"{self.request.error.body or self.request.error.reason}\n".encode()
+        self.response_headers += [("Content-Type", "text/plain; charset=utf-8"), ("X-Raft-Error", kind.code),
+                                  ("X-Raft-Retry", "no" if status < 500 else kind.retry)]
+        self.set_close_on_finish()
+        self.content_length = len(body)
+        self.write(body)
+
+
+class Channel(HTTPChannel):
+    """A connection of waitress."""
+
+    error_task_class = PlainError
+
+
+class Dispatcher:
+    """Gives each request to the threads that are for its kind, and connections of peers to *peers*."""
+
+    def __init__(self, peers, client_threads):
+        self._peers = peers
+        self._clients, self._quick, self._changes = (_pool(count) for count in (client_threads, QUICK_THREADS, CHANGE_THREADS))
+
+    def add_task(self, channel):
+        request = channel.requests[0]
+        path, headers = getattr(request, "path", ""), request.headers
+        if path.startswith("/raft/") and "UPGRADE" in headers and not request.error:
+            self._hand_to_peers(channel, headers)
+        elif path.startswith(_QUICK_PATHS) or request.error:
+            self._quick.add_task(channel)
+        elif path.startswith(("/join", "/members", "/leader")) and request.command in _CHANGES:
+            self._changes.add_task(channel)
+        else:
+            self._clients.add_task(channel)
+
+    def _hand_to_peers(self, channel, headers):
+        """The connection lives on in a second descriptor; waitress closes its own."""
+        peer_socket = channel.socket.dup()
+        channel.requests = []
+        channel.close_when_flushed = True
+        self._peers.serve(peer_socket, {name.lower().replace("_", "-"): value for name, value in headers.items()})
+
+    def shutdown(self, cancel_pending=True, timeout=STOP_SECONDS):
+        for pool in (self._clients, self._quick, self._changes):
+            pool.shutdown(cancel_pending, timeout)
+
+
+def _pool(count):
+    pool = ThreadedTaskDispatcher()
+    pool.set_thread_count(count)
+    return pool
+
+
+class Listener:
+    """Serves *app* and *peers* on the socket *listening*, from ``start`` to ``stop``."""
+
+    def __init__(self, listening, app, peers, settings):
+        self._peers = peers
+        self._dispatcher = Dispatcher(peers, settings.client_threads)
+        self._server = create_server(
+            app, sockets=[listening], _dispatcher=self._dispatcher, ident="raftd", clear_untrusted_proxy_headers=True,
+            connection_limit=_allowed_connections(settings.max_connections), asyncore_use_poll=True,
+            max_request_body_size=settings.max_value_bytes + (1 << 20))
+        self._server.channel_class = Channel
+        self._thread = threading.Thread(target=self._server.run, name="http")
+
+    def start(self):
+        """Begin to answer. Returns self."""
+        self._thread.start()
+        return self
+
+    def stop(self):
+        """Answer what is under way, then close every connection."""
+        self._dispatcher.shutdown()
+        self._server.trigger.pull_trigger(lambda: wasyncore.close_all(self._server._map))
+        self._thread.join()
+        self._peers.stop()
+
+
+def _allowed_connections(wanted):
+    """As many connections as wanted, if the limit of open files can be raised far enough."""
+    spare = 256  # descriptors for files, peers and threads
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted + spare:
+        soft = wanted + spare if hard == resource.RLIM_INFINITY else min(hard, wanted + spare)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        if soft < wanted + spare:
+            log.warning("few open files are allowed, so few connections limit=%s wanted=%s", soft, wanted + spare)
+            return max(64, soft - spare)
+    return wanted

@@ -1,0 +1,141 @@
+"""How members come and go: the steps of chapter 4 of the thesis that take more than one entry of the log. Runs on the leader."""
+
+import logging
+import time
+from functools import partial
+
+from raftd.errors import BadRequest, CommitTimeout, NoQuorum, NotFound, NotLeader, PeerUnreachable
+from raftd.raft.configuration import Member
+
+log = logging.getLogger(__name__)
+
+SILENCE_SECONDS = 5.0  # a learner that does not answer for so long while it should catch up has failed to join
+
+
+def join(node, identify, name, address, voter, deadline):
+    """Make the server *name* at ``HOST:PORT`` a member of the cluster, a learner first (thesis 4.2.1). May be repeated.
+
+    ``identify(address)`` asks who answers there, before anything changes. Raises BadRequest when that is not *name*, or not a server of
+    this cluster; CommitTimeout while it catches up; NotLeader; and what ``Node.propose`` raises. A learner that this call has added and that
+    falls silent is removed.
+    """
+    _check_leads(node)
+    identity = _identity_at(node, identify, name, address)
+    known = node.look(lambda raft: raft.configuration.members.get(name))
+    _check_no_other_is_meant(node, known, identity, address, voter)
+    node.change_configuration(lambda configuration: _with_address(configuration, name, address, identity), deadline)
+    if not voter or (known and known.voter):
+        return
+    try:
+        _wait_until_caught_up(node, name, deadline)
+        node.change_configuration(partial(_promoted, name=name), deadline)
+    except BadRequest:
+        if known is None:
+            log.warning("a learner fell silent and is removed peer=%s", name)
+            node.change_configuration(lambda configuration: configuration.without(name), time.monotonic() + SILENCE_SECONDS)
+        raise
+    log.info("joined peer=%s address=%s", name, address)
+
+
+def _check_leads(node):
+    if not node.look(lambda raft: raft.is_leader):
+        leader = node.leader()
+        raise NotLeader(leader=leader and f"http://{leader['address']}")
+
+
+def _identity_at(node, identify, name, address):
+    try:
+        identity = identify(address)
+    except PeerUnreachable as error:
+        raise BadRequest(str(error)) from error
+    if identity["name"] != name:
+        raise BadRequest(f"the server at {address} is {identity['name']}, not {name}")
+    if identity["cluster"] != node.cluster:
+        raise BadRequest(f"the server at {address} belongs to another cluster")
+    return identity
+
+
+def _check_no_other_is_meant(node, known, identity, address, voter):
+    if known and known.id != identity["id"]:
+        raise BadRequest(f"{known.name} is a member with other files, which are lost if this is the same machine; remove it first "
+                         f"(DELETE /members/{known.name})")
+    if known and known.voter and not voter:
+        raise BadRequest(f"{known.name} votes already; remove it first to make it a learner")
+    others = node.look(lambda raft: [member.name for member in raft.configuration.members.values()
+                                     if member.address == address and member.name != identity["name"]])
+    if others:
+        raise BadRequest(f"{address} is the address of {others[0]}")
+
+
+def _with_address(configuration, name, address, identity):
+    """*configuration* with this server as a learner, or with its new address; None if nothing changes."""
+    known = configuration.members.get(name)
+    if known and known.address == address:
+        return None
+    return configuration.with_member(Member(name, address, bool(known and known.voter), identity["id"]))
+
+
+def _promoted(configuration, name):
+    if name not in configuration.members:
+        raise BadRequest(f"{name} was removed while it joined")
+    return None if configuration.is_voter(name) else configuration.promoted(name)
+
+
+def _wait_until_caught_up(node, name, deadline):
+    """Rounds (thesis 4.2.1): each sends what the log had at its start. One shorter than an election timeout means it keeps up."""
+    while True:
+        began, target = time.monotonic(), node.look(lambda raft: raft.log.last_index)
+        while not node.wait_until(partial(_has_or_nobody_asks, name, target), min(deadline, time.monotonic() + 1)):
+            _check_answers(node, name)
+            if time.monotonic() >= deadline:
+                raise CommitTimeout(f"{name} is a learner and still catching up; ask again")
+        _check_leads(node)
+        if time.monotonic() - began < node.settings.election_timeout_seconds:
+            return
+
+
+def _has_or_nobody_asks(name, target, raft):
+    return not raft.is_leader or raft.match_index(name) >= target
+
+
+def _check_answers(node, name):
+    silent_for = node.look(lambda raft: raft.silent_for(name))
+    if silent_for > SILENCE_SECONDS:
+        raise BadRequest(f"{name} has not answered for {silent_for:.0f} s; it did not join")
+
+
+def remove(node, name, deadline):
+    """Remove the member *name*; a leader that removes itself hands leadership over once that is committed (thesis 4.2.2).
+
+    Raises NotFound, NotLeader, BadRequest for the last voter, and what ``Node.propose`` raises.
+    """
+    _check_leads(node)
+
+    def without(configuration):
+        if name not in configuration.members:
+            raise NotFound(f"no member is named {name}")
+        if configuration.voters == [name]:
+            raise BadRequest(f"{name} is the last voter")
+        return configuration.without(name)
+
+    node.change_configuration(without, deadline)
+    log.info("removed peer=%s", name)
+
+
+def transfer_leadership(node, target, deadline):
+    """Hand leadership to the voter *target*, or to the one that lacks least of the log (thesis 3.10).
+
+    Raises BadRequest, NotFound, and NoQuorum when it did not take over; then the leader is the same as before.
+    """
+    _check_leads(node)
+    target = target or node.look(lambda raft: raft.best_successor if raft.is_leader else None)
+    if target is None:
+        raise BadRequest("there is no other voter to lead")
+    if not node.look(lambda raft: raft.configuration.is_voter(target)):
+        raise NotFound(f"no voter is named {target}")
+    if target == node.name:
+        return
+    node.begin_transfer(target)
+    node.wait_until(lambda raft: raft.leader_id not in (None, node.name) or (raft.is_leader and not raft.role.transfer), deadline, 0.1)
+    if node.look(lambda raft: raft.is_leader):
+        raise NoQuorum(f"{target} did not take over in time; {node.name} still leads")

@@ -1,0 +1,945 @@
+"""The runtime of one server: the threads around the Raft core, and what waits for it.
+
+**One lock guards the core and those who wait on it, and nothing else: no disk write, no RPC and no callback happens while it is held.** What a
+thread needs it takes out under the lock, works on it without, and reports back under the lock. ``..._locked`` marks a helper that needs the
+lock held. Threads: ``election-timer``; ``log-writer``; ``applier``; and for each peer ``to-NAME-small`` (votes, heartbeats, reads) and
+``to-NAME-data`` (entries, snapshots), so that a heartbeat never queues behind data. All are joined by ``stop``.
+
+A node knows neither SQLite nor HTTP, nor what a command means. It is handed
+
+storage        ``load()``, ``save(unsaved)``, ``reopen()``, ``close()``: see ``raftd.storage.Storage``
+transport      ``connection()``, whose ``call(member, request, configuration_index)``, ``interrupt()`` and ``close()`` reach a peer: see
+               ``raftd.transport.Transport``
+state machine  ``position``, ``apply``, ``read``, ``checkpoint``, ``snapshot``, ``receive``, ``install``, ``close``: see ``raftd.kv.KeyValueStore``
+"""
+
+import logging
+import random
+import threading
+import time
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+from raftd import membership
+from raftd.config import Settings
+from raftd.errors import (
+    CommitTimeout,
+    DamagedFiles,
+    Discarded,
+    LeadershipLost,
+    NoLeader,
+    NoQuorum,
+    NotLeader,
+    Overloaded,
+    PeerUnreachable,
+    RaftdError,
+    Refusal,
+    StorageFailed,
+    Stopping,
+)
+from raftd.raft.configuration import Configuration, Configurations
+from raftd.raft.core import Raft
+from raftd.raft.log import Log
+from raftd.raft.messages import COMMAND, CONFIGURATION, InstallSnapshot
+from raftd.raft.roles import Candidate, Leader
+
+log = logging.getLogger(__name__)
+
+TRACE = 5  # below DEBUG: each RPC
+MAX_APPLY_BYTES = 1 << 20  # commands in one transaction of the state machine
+RETRY_SECONDS = 0.5  # between attempts to use a disk that has failed
+
+
+class Applied(NamedTuple):
+    """Where a command was applied, and what the state machine said to it."""
+
+    index: int
+    result: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A command that somebody waits for."""
+
+    term: int
+    future: Future
+    size: int
+
+
+@dataclass(eq=False)
+class Lane:
+    """A thread that sends to one peer, one request at a time: the thread is its flow control."""
+
+    peer: str
+    data: bool
+    connection: Any
+    wake: threading.Condition
+    thread: threading.Thread | None = None
+    idle: bool = False
+    closed: bool = False
+
+
+@dataclass
+class Outgoing:
+    """The snapshot being sent, and to whom."""
+
+    snapshot: Any
+    peers: set = field(default_factory=set)
+
+
+class Node:
+    """One running server. ``start`` it, ``propose`` and ``read``, ``stop`` it.
+
+    name, id      of this server: its identity in the cluster, and that of its files
+    address       ``HOST:PORT`` under which peers and clients reach it
+    on_failure    called with an exception, in a thread of its own, when the node cannot go on
+    """
+
+    def __init__(self, name, address, storage, transport, state_machine, settings=None, on_failure=None, random=random):
+        self.name, self.address = name, address
+        self.settings = (settings or Settings()).check()
+        self._storage, self._transport, self._state_machine = storage, transport, state_machine
+        self._on_failure, self._random = on_failure or (lambda error: None), random
+        self._lock = threading.Lock()
+        self._timer_wake = threading.Condition(self._lock)
+        self._writer_wake = threading.Condition(self._lock)
+        self._applier_wake = threading.Condition(self._lock)
+        self._changed = threading.Condition(self._lock)  # role, leader, configuration, commit of a configuration, applier idle
+        self._proposals, self._waiting_bytes = {}, 0
+        self._orphans_fail_at = None  # when proposals of a leader that was deposed give up learning their fate
+        self._applied_waiters = []  # (index, future)
+        self._lanes, self._lost_peers = {}, {}
+        self._writer_idle = self._applier_idle = True
+        self._install = None  # (incoming, answer) for the applier
+        self._outgoing = None
+        self._outgoing_lock = threading.Lock()  # held while a snapshot is made: the others that need one wait for this one
+        self._incoming_lock = threading.Lock()  # held while a chunk is written: chunks of one snapshot come one after the other
+        self._stopping = threading.Event()
+        self._silent = None  # the StorageFailed that made this server silent for Raft
+        self._threads = []
+        self._started_at = time.monotonic()
+        self._raft = self._restore(storage.load())
+        self._seen = (self._raft.role, self._raft.term, None)
+        self._draining = False
+        self._logged_term = None
+
+    # Start and stop
+
+    def _restore(self, saved):
+        """The core, from what the disk holds. The two files are compared: neither may have lost what the other relies on."""
+        base, position = saved.base, self._state_machine.position
+        raft_log = Log(base.index, base.term, saved.entries)
+        configurations = Configurations(base.index, base.configuration)
+        for entry in saved.entries:
+            if entry.kind == CONFIGURATION:
+                configurations.append(entry.index, Configuration.decode(entry.command))
+        was_installed = position.index == position.installed_index and position.index > 0
+        agrees = raft_log.term_at(position.index) == position.term
+        if not agrees and not (was_installed and position.index > base.index):
+            raise DamagedFiles(
+                f"state.db stands at entry {position.index} of term {position.term}, but the log in raft.db has entries {base.index + 1} to "
+                f"{raft_log.last_index} and not that one: a file was lost or exchanged; remove this node from the cluster and join it "
+                "again with an empty data path")
+        applied = position.index if agrees else base.index
+        raft = Raft(self.name, saved.hard_state, raft_log, configurations, applied, self.settings, self._random, time.monotonic())
+        if not agrees:  # a crash came between the installation of a snapshot and the log
+            raft.snapshot_installed(position.index, position.term, Configuration.decode(position.configuration))
+        return raft
+
+    def start(self):
+        """Start the threads. Returns self."""
+        self._run("election-timer", self._timer_loop)
+        self._run("log-writer", self._writer_loop)
+        self._run("applier", self._applier_loop)
+        return self
+
+    def _run(self, name, target, *args):
+        thread = threading.Thread(target=self._guarded, args=(target, *args), name=name)
+        with self._lock:
+            self._threads = [other for other in self._threads if other.is_alive() or other.ident is None]
+            self._threads.append(thread)
+        thread.start()
+        return thread
+
+    def _guarded(self, target, *args):
+        """A thread that fails must not fail silently: without it the node is no server any more."""
+        try:
+            target(*args)
+        except Exception as error:
+            log.debug("thread failed", exc_info=True)
+            with self._lock:
+                self._silent = self._silent or StorageFailed(f"this node has failed: {error}")
+                self._fail_everything_locked(self._silent)
+            self._on_failure(error)
+
+    def stop(self):
+        """Fail what waits, end every thread, close the files. Idempotent."""
+        if self._stopping.is_set():
+            return
+        self._stopping.set()
+        with self._lock:
+            self._fail_proposals_locked(LeadershipLost("this node stops, with the command in its log"))
+            self._fail_everything_locked(Stopping())
+            for condition in (self._timer_wake, self._writer_wake, self._applier_wake, self._changed):
+                condition.notify_all()
+            for lane in self._all_lanes_locked():
+                lane.wake.notify_all()
+                lane.connection.interrupt()
+            threads = list(self._threads)
+        for thread in threads:
+            thread.join()
+        with self._outgoing_lock:
+            self._drop_outgoing()
+        self._state_machine.close()
+        self._storage.close()
+
+    def drain(self, timeout):
+        """Before a planned stop: refuse new writes, and wait up to *timeout* seconds for those that wait."""
+        deadline = time.monotonic() + timeout
+        with self._lock:
+            self._draining = True
+            while self._proposals and (remaining := deadline - time.monotonic()) > 0:
+                self._changed.wait(remaining)
+
+    def hand_over(self, timeout):
+        """Before a planned stop: give leadership away, if this node has it and somebody can take it. Returns the new leader or None."""
+        try:
+            return self.transfer_leadership(None, timeout)
+        except RaftdError as error:
+            log.debug("leadership was not handed over reason=%s", error)
+            return None
+
+    # What every change of the core is followed by
+
+    def _settle_locked(self):
+        """Wake whoever has something to do now, and only those."""
+        raft = self._raft
+        if raft.finished_reads:
+            finished, raft.finished_reads = raft.finished_reads, []
+            for read in finished:
+                _resolve(read.context, read.index)
+        if raft.finished_answers:
+            finished, raft.finished_answers = raft.finished_answers, []
+            for answer in finished:
+                if answer.context:
+                    _resolve(answer.context, answer.reply)
+        if self._writer_idle and raft.has_unsaved:
+            self._writer_wake.notify()
+        if self._applier_idle and raft.has_committed:
+            self._applier_wake.notify()
+        if self._seen[0] is not raft.role or self._seen[1] != raft.term or self._seen[2] is not raft.configuration:
+            self._role_changed_locked()
+        for lanes in self._lanes.values():
+            for lane in lanes:
+                if lane.idle and self._has_work_locked(lane):
+                    lane.idle = False
+                    lane.wake.notify()
+
+    def _has_work_locked(self, lane):
+        if lane.data:
+            return self._raft.has_data_for(lane.peer) or self._raft.needs_snapshot(lane.peer)
+        return self._raft.has_request_for(lane.peer)
+
+    def _role_changed_locked(self):
+        raft, (old_role, old_term, _) = self._raft, self._seen
+        self._seen = (raft.role, raft.term, raft.configuration)
+        if old_role is not raft.role or old_term != raft.term:
+            self._log_role_locked(old_role)
+        if isinstance(old_role, Leader) and not raft.is_leader:
+            self._deposed_locked(old_term)
+        for peer in [peer for peer in self._lanes if peer not in raft.configuration.members]:
+            for lane in self._lanes.pop(peer):
+                lane.closed = True
+                lane.wake.notify()
+        self._timer_wake.notify()
+        self._changed.notify_all()
+
+    def _log_role_locked(self, old_role):
+        raft = self._raft
+        same_kind = type(old_role) is type(raft.role)
+        minor = same_kind or (isinstance(raft.role, Candidate) and raft.role.pre_vote and raft.term == self._logged_term)
+        level = logging.DEBUG if minor and raft.leader_id is None else logging.INFO
+        self._logged_term = raft.term
+        log.log(level, "became %s term=%s leader=%s last_index=%s commit_index=%s reason=%s", self._role_name_locked(), raft.term,
+                raft.leader_id or "unknown", raft.log.last_index, raft.commit_index, raft.reason)
+
+    def _role_name_locked(self):
+        raft = self._raft
+        if isinstance(raft.role, (Leader, Candidate)):
+            return type(raft.role).__name__.lower()
+        return "follower" if raft.configuration.is_voter(self.name) else "learner"
+
+    def _deposed_locked(self, old_term):
+        """Another leader will decide what becomes of the entries in flight: wait a little to hear it. Without one, say so at once."""
+        if self._raft.term > old_term and not self._silent:
+            self._orphans_fail_at = time.monotonic() + self.settings.election_timeout_seconds
+        else:
+            self._fail_proposals_locked(LeadershipLost(f"this node leads no longer: {self._raft.reason}"))
+
+    def _fail_proposals_locked(self, error):
+        proposals, self._proposals, self._waiting_bytes, self._orphans_fail_at = self._proposals, {}, 0, None
+        for proposal in proposals.values():
+            _fail(proposal.future, error)
+
+    def _fail_everything_locked(self, error):
+        self._fail_proposals_locked(error)
+        waiters, self._applied_waiters = self._applied_waiters, []
+        for _, future in waiters:
+            _fail(future, error)
+        self._raft.abandon_reads()
+        self._settle_locked()
+
+    # Clients
+
+    def propose(self, command, timeout):
+        """Replicate *command* and apply it; waits up to *timeout* seconds and returns Applied(index, result).
+
+        Raises NotLeader, NoLeader, Overloaded, StorageFailed, Stopping (nothing was proposed), CommitTimeout, LeadershipLost (it may
+        still be applied), Discarded (it never will be).
+        """
+        with self._lock:
+            self._check_running_locked()
+            future = self._propose_locked(self._raft.propose, command, len(command))
+        return self._wait_for_commit(future, timeout)
+
+    def _propose_locked(self, append, command, size):
+        """*append* is the core's method for this kind of entry."""
+        if self._draining:
+            raise Stopping()
+        if len(self._proposals) >= self.settings.max_waiting_writes or self._waiting_bytes + size > self.settings.max_waiting_bytes:
+            raise Overloaded(f"{len(self._proposals)} writes of {self._waiting_bytes} bytes are waiting; try again in a second")
+        self._raft.tick(time.monotonic())
+        try:
+            entry = append(command)
+        except NotLeader:
+            raise NotLeader(leader=self._leader_url_locked()) from None
+        except NoQuorum as error:
+            raise NoQuorum(f"{error}{self._lost_peers_locked()}") from None
+        finally:
+            self._settle_locked()
+        future = Future()
+        if entry.index in self._proposals:  # of an earlier term, in whose place this one stands now
+            self._drop_proposal_locked(entry.index, LeadershipLost())
+        self._proposals[entry.index] = Proposal(entry.term, future, size)
+        self._waiting_bytes += size
+        return future
+
+    def _drop_proposal_locked(self, index, error):
+        proposal = self._proposals.pop(index)
+        self._waiting_bytes -= proposal.size
+        _fail(proposal.future, error)
+
+    def _wait_for_commit(self, future, timeout):
+        try:
+            return future.result(timeout)
+        except TimeoutError:
+            with self._lock:
+                raise CommitTimeout(f"not committed within {timeout:g} s{self._lost_peers_locked()}") from None
+
+    def read(self, query, level="linearizable", min_index=0, timeout=5.0):
+        """The state machine's answer to *query*.
+
+        ``linearizable``: never older than any write that was answered before this call (thesis 6.4). ``stale``: the state of this node now.
+        Either way at least as new as *min_index*. Raises NoLeader, NoQuorum, StorageFailed, Stopping.
+        """
+        deadline = time.monotonic() + timeout
+        if level == "linearizable":
+            min_index = max(min_index, self._read_index(deadline))
+        if min_index:
+            self._wait_until_applied(min_index, deadline)
+        return self._state_machine.read(query)
+
+    def _read_index(self, deadline):
+        """How far the state machine must be. A node without a leader waits for one as long as an election takes, and no longer."""
+        leader_deadline = min(deadline, time.monotonic() + 2 * self.settings.election_timeout_seconds)
+        while True:
+            future = Future()
+            with self._lock:
+                self._check_running_locked()
+                self._wait_for_leader_locked(leader_deadline)
+                self._raft.read_index(future)
+                self._settle_locked()
+            try:
+                index = future.result(max(0, deadline - time.monotonic()))
+            except TimeoutError:
+                with self._lock:
+                    raise NoQuorum(f"no majority confirmed the leader in time{self._lost_peers_locked()}") from None
+            if index:
+                return index
+            with self._lock:
+                if self._raft.reason == self._raft.NO_MAJORITY:
+                    raise NoQuorum(f"no majority answers{self._lost_peers_locked()}")
+
+    def _wait_for_leader_locked(self, deadline):
+        self._raft.tick(time.monotonic())
+        self._settle_locked()
+        while self._raft.leader_id is None:
+            if not self._changed.wait(max(0, deadline - time.monotonic())) and time.monotonic() >= deadline:
+                raise NoLeader(f"no leader is known{self._lost_peers_locked()}")
+            self._check_running_locked()
+
+    def _wait_until_applied(self, index, deadline):
+        with self._lock:
+            if self._raft.last_applied >= index:
+                return
+            self._check_running_locked(silent_too=False)
+            future = Future()
+            self._applied_waiters.append((index, future))
+        try:
+            future.result(max(0, deadline - time.monotonic()))
+        except TimeoutError:
+            with self._lock:
+                self._applied_waiters = [waiter for waiter in self._applied_waiters if waiter[1] is not future]
+                raise NoQuorum(f"entry {index} was not applied here in time; this node stands at {self._raft.last_applied}") from None
+
+    def _check_running_locked(self, silent_too=True):
+        if self._stopping.is_set():
+            raise Stopping()
+        if silent_too and self._silent:
+            raise self._silent
+
+    def _lost_peers_locked(self):
+        lost = sorted(name for name in self._lost_peers if name in self._raft.configuration.members)
+        return f"; out of reach: {', '.join(lost)}" if lost else ""
+
+    # What a node tells of itself
+
+    def _leader_locked(self):
+        member = self._raft.configuration.members.get(self._raft.leader_id)
+        return member and {"name": member.name, "address": member.address}
+
+    def _leader_url_locked(self):
+        leader = self._leader_locked()
+        return f"http://{leader['address']}" if leader else None
+
+    def headers(self):
+        """The X-Raft-... headers that every answer carries."""
+        raft, leader = self._raft, self._leader_url_locked()  # without the lock: each is one value, and they need not be of one moment
+        headers = {"X-Raft-Index": str(raft.last_applied), "X-Raft-Term": str(raft.term), "X-Raft-Node": self.name}
+        if leader:
+            headers["X-Raft-Leader"] = leader
+        return headers
+
+    @property
+    def cluster(self):
+        """The id of the cluster that the files of this node belong to."""
+        return self._storage.identity.cluster
+
+    def leader(self):
+        """{"name", "address"} of the leader, or None."""
+        with self._lock:
+            return self._leader_locked()
+
+    def members(self):
+        """What ``GET /members`` shows."""
+        with self._lock:
+            return [self._member_locked(member) for member in self._raft.configuration.members.values()]
+
+    def _member_locked(self, member):
+        raft = self._raft
+        role = "unknown" if member.voter else "learner"
+        if member.name == raft.leader_id:
+            role = "leader"
+        elif member.name == self.name:
+            role = self._role_name_locked()
+        elif member.voter and raft.leader_id:
+            role = "follower"
+        shown = {"name": member.name, "address": member.address, "voter": member.voter, "role": role,
+                 "match_index": None, "last_contact_seconds": None}
+        if member.name == self.name:
+            shown |= {"match_index": raft.saved_index, "last_contact_seconds": 0.0}
+        elif raft.is_leader and member.name in raft.role.progress:
+            progress = raft.role.progress[member.name]
+            shown |= {"match_index": progress.match_index, "last_contact_seconds": round(time.monotonic() - progress.last_heard, 3)}
+        return shown
+
+    def identity(self):
+        """Who answers here, for a leader that is asked to take this server in."""
+        return self._storage.identity._asdict()
+
+    def status(self):
+        """What ``GET /status`` shows, but for the version."""
+        members = self.members()
+        with self._lock:
+            raft = self._raft
+            return {
+                "name": self.name, "address": self.address, "cluster": self.cluster, "role": self._role_name_locked(),
+                "term": raft.term, "voted_for": raft.voted_for, "leader": self._leader_locked(), "commit_index": raft.commit_index,
+                "last_applied": raft.last_applied, "first_log_index": raft.log.first_index, "last_log_index": raft.log.last_index,
+                "snapshot_index": raft.log.snapshot_index, "members": members,
+                "uptime_seconds": round(time.monotonic() - self._started_at, 3),
+            }
+
+    def not_ready(self):
+        """None if a linearizable read would be served now, else one line that says why not."""
+        with self._lock:
+            raft = self._raft
+            raft.tick(time.monotonic())
+            self._settle_locked()
+            if self._stopping.is_set() or self._silent or raft.withdrawn:
+                return str(self._silent or raft.withdrawn or Stopping())
+            if raft.leader_id is None:
+                return f"no leader is known{self._lost_peers_locked()}"
+            if raft.is_leader and raft.commit_index < raft.role.first_index:
+                return f"no entry of term {raft.term} is committed yet{self._lost_peers_locked()}"
+            if raft.last_applied < raft.commit_index - 10_000:
+                return f"catching up: {raft.last_applied} of {raft.commit_index} entries are applied"
+            if self.name not in raft.configuration.members:
+                return "not a member of the cluster"
+        return None
+
+    # Membership: the primitives; ``raftd.membership`` makes the steps of chapter 4 of the thesis from them
+
+    def join(self, name, address, voter=True, timeout=600.0):
+        """Make the server *name* at *address* a member: see ``membership.join``."""
+        membership.join(self, self._transport.identify, name, address, voter, time.monotonic() + timeout)
+
+    def remove(self, name, timeout=10.0):
+        """Remove the member *name*: see ``membership.remove``."""
+        membership.remove(self, name, time.monotonic() + timeout)
+
+    def transfer_leadership(self, name=None, timeout=5.0):
+        """Hand leadership to *name*, or to the voter that is most up to date; returns {"name", "address"} of the new leader."""
+        membership.transfer_leadership(self, name, time.monotonic() + timeout)
+        return self.leader()
+
+    def change_configuration(self, change, deadline):
+        """Replicate the configuration that ``change(configuration)`` makes of the newest one, and wait until it is committed.
+
+        Waits for a change that is under way. Does nothing when *change* returns None. Raises what ``propose`` raises.
+        """
+        with self._lock:
+            while True:
+                self._check_running_locked()
+                configuration = change(self._raft.configuration)
+                if configuration is None:
+                    return
+                try:
+                    future = self._propose_locked(self._raft.propose_configuration, configuration, 0)
+                    break
+                except NoQuorum:
+                    if not self._changed.wait(max(0, deadline - time.monotonic())):
+                        raise
+        self._wait_for_commit(future, max(0, deadline - time.monotonic()))
+
+    def look(self, question):
+        """What ``question(core)`` says, under the lock. It must only look."""
+        with self._lock:
+            self._raft.tick(time.monotonic())
+            self._settle_locked()
+            return question(self._raft)
+
+    def wait_until(self, question, deadline, pause=1.0):
+        """Wait until ``question(core)`` is true; asks at every change of role, leader or membership, when a learner answers, and
+        after *pause* seconds. Returns its last answer. Raises Stopping."""
+        with self._lock:
+            while True:
+                self._check_running_locked()
+                answer, remaining = question(self._raft), deadline - time.monotonic()
+                if answer or remaining <= 0:
+                    return answer
+                self._changed.wait(min(remaining, pause))
+
+    def begin_transfer(self, target):
+        """Begin to hand leadership to the voter *target*. Raises NotLeader, NoLeader."""
+        with self._lock:
+            self._check_running_locked()
+            try:
+                self._raft.transfer_leadership(target)
+            except NotLeader:
+                raise NotLeader(leader=self._leader_url_locked()) from None
+            finally:
+                self._settle_locked()
+
+    # Peers
+
+    def admit(self, sender, configuration_index):
+        """Refuse a stranger: raises Refusal.
+
+        Who is not in the configuration here may still be in a newer one that has not arrived yet, and must be heard then (thesis 4.1).
+        """
+        with self._lock:
+            self._admit_locked(sender, configuration_index)
+
+    def _admit_locked(self, sender, configuration_index):
+        if sender not in self._raft.configuration.members and configuration_index < self._raft.configurations.latest_index:
+            raise Refusal(f"{sender} is not a member of this cluster")
+
+    def handle(self, sender, configuration_index, request):
+        """The reply to a peer's *request*, once what it promises is durable. Raises Refusal."""
+        with self._lock:
+            if self._stopping.is_set() or self._silent:
+                raise Refusal(f"{self.name} is stopping" if self._stopping.is_set() else f"{self.name}: {self._silent}")
+            self._admit_locked(sender, configuration_index)
+            if request.term > self._raft.term + MAX_TERM_STEP:
+                raise Refusal(f"term {request.term} cannot be: it is {self._raft.term} here")
+            self._raft.tick(time.monotonic())
+            answer = self._raft.handle(request)
+            future = answer.context = Future() if answer.reply is None else None
+            wants_chunk = isinstance(request, InstallSnapshot) and answer.make_reply is None
+            self._settle_locked()
+        if wants_chunk:
+            self._store_chunk(answer)
+        return answer.reply if future is None else self._wait_for_reply(answer, future)
+
+    def _wait_for_reply(self, answer, future):
+        """Half the time that the caller has; then the best answer that can be given."""
+        try:
+            return future.result(self.settings.rpc_timeout_seconds / 2)
+        except TimeoutError:
+            pass
+        with self._lock:
+            self._raft.answer_now(answer)
+            self._settle_locked()
+            if answer.reply is None:
+                self._raft.drop(answer)
+                raise Refusal(f"{self.name} cannot answer in time: its disk is slow, or it cannot confirm that it leads")
+            return answer.reply
+
+    def _store_chunk(self, answer):
+        """Section 7, InstallSnapshot, steps 2 to 5. The last chunk hands the snapshot to the applier, which installs it and answers."""
+        request = answer.request
+        with self._incoming_lock:
+            incoming = self._state_machine.receive(request.last_included_index, request.last_included_term, request.size, request.checksum)
+            if request.data:
+                incoming.write(request.offset, request.data)
+            complete, next_offset = incoming.complete, incoming.next_offset
+        with self._lock:
+            if not complete or self._install is not None:
+                self._raft.chunk_stored(answer, next_offset, installed=False)
+            else:
+                self._install = (incoming, answer)
+                self._applier_wake.notify()
+            self._settle_locked()
+
+    def _timer_loop(self):
+        """Elections, CheckQuorum, orphaned proposals; and the lanes of new peers, since threads are not started under the lock."""
+        while not self._stopping.is_set():
+            with self._lock:
+                now = time.monotonic()
+                if not self._silent:
+                    self._raft.tick(now)
+                if self._orphans_fail_at and now >= self._orphans_fail_at:
+                    self._fail_proposals_locked(LeadershipLost(f"this node leads no longer: {self._raft.reason}"))
+                self._settle_locked()
+                new = [peer for peer in self._raft.peers if peer not in self._lanes]
+                for peer in new:
+                    self._lanes[peer] = [Lane(peer, data, self._transport.connection("data" if data else "small"),
+                                              threading.Condition(self._lock)) for data in (False, True)]
+                started = [lane for peer in new for lane in self._lanes[peer]]
+                if not started and not self._stopping.is_set():
+                    next_tick = now + RETRY_SECONDS if self._silent else self._raft.next_tick
+                    self._timer_wake.wait(min(next_tick, self._orphans_fail_at or next_tick) - now)
+            for lane in started:
+                lane.thread = self._run(f"to-{lane.peer}-{'data' if lane.data else 'small'}", self._lane_loop, lane)
+
+    def _all_lanes_locked(self):
+        return [lane for lanes in self._lanes.values() for lane in lanes]
+
+    def _lane_loop(self, lane):
+        """Send *lane*'s peer what it needs. What piles up meanwhile goes in the next request: batching for free."""
+        try:
+            while (request := self._next_request(lane)) is not None:
+                self._call(lane, *request)
+        finally:
+            lane.connection.close()
+
+    def _next_request(self, lane):
+        """(request, member, configuration_index), or None when the lane is closed."""
+        while True:
+            with self._lock:
+                raft = self._raft
+                while not self._stopping.is_set() and not lane.closed:
+                    now = time.monotonic()
+                    if not self._silent:
+                        raft.tick(now)
+                        if lane.data and raft.needs_snapshot(lane.peer):
+                            break
+                        if (request := raft.data_for(lane.peer) if lane.data else raft.request_for(lane.peer)) is not None:
+                            self._settle_locked()
+                            return request, raft.configuration.members[lane.peer], raft.configurations.latest_index
+                    lane.idle = True
+                    due = raft.next_request_at(lane.peer) if not lane.data and not self._silent else None
+                    lane.wake.wait(None if due is None or due == float("inf") else max(0, due - now))
+                    lane.idle = False
+                    raft = self._raft
+                else:
+                    return None
+            self._offer_snapshot(lane.peer)
+
+    def _call(self, lane, request, member, configuration_index):
+        try:
+            if isinstance(request, InstallSnapshot) and (request := self._with_chunk(lane.peer, request)) is None:
+                return
+            reply = lane.connection.call(member, request, configuration_index)
+            log.log(TRACE, "rpc peer=%s request=%s reply=%s", lane.peer, request, reply)
+        except PeerUnreachable as error:
+            log.log(TRACE, "rpc failed peer=%s request=%s error=%s", lane.peer, request, error)
+            reply, failure = None, error
+        with self._lock:
+            if self._silent or lane.closed:
+                return
+            self._raft.tick(time.monotonic())
+            self._raft.handle_reply(lane.peer, request, reply)
+            if reply is None and not self._stopping.is_set():
+                self._peer_lost_locked(lane.peer, failure)
+            elif not self._raft.configuration.is_voter(lane.peer):
+                self._changed.notify_all()  # somebody may wait for a learner to catch up
+            if reply is not None and self._lost_peers.pop(lane.peer, None):
+                log.info("peer found peer=%s address=%s", lane.peer, member.address)
+            self._settle_locked()
+
+    def _peer_lost_locked(self, peer, error):
+        if peer not in self._lost_peers:
+            log.warning("peer lost peer=%s error=%s", peer, error)
+        self._lost_peers[peer] = str(error)
+
+    # Snapshots to followers that are too far behind
+
+    def _offer_snapshot(self, peer):
+        """Make a snapshot for *peer*, or use the one that is being sent to others while the log still leads on from it."""
+        with self._outgoing_lock:
+            out = self._outgoing
+            if out is None or out.snapshot.index < self._raft.log.snapshot_index:
+                self._drop_outgoing()
+                try:
+                    started = time.monotonic()
+                    out = self._outgoing = Outgoing(self._state_machine.snapshot())
+                except StorageFailed as error:
+                    log.error("no snapshot could be made for a follower peer=%s error=%s", peer, error)
+                    self._stopping.wait(RETRY_SECONDS)
+                    return
+                log.info("made a snapshot index=%s bytes=%s seconds=%.3f", out.snapshot.index, out.snapshot.size,
+                         time.monotonic() - started)
+            out.peers.add(peer)
+            snapshot = out.snapshot
+        log.info("sending a snapshot peer=%s index=%s bytes=%s", peer, snapshot.index, snapshot.size)
+        with self._lock:
+            self._raft.snapshot_offered(peer, snapshot.index, snapshot.term, snapshot.size, snapshot.sha256)
+
+    def _drop_outgoing(self):
+        """Needs ``_outgoing_lock``."""
+        if self._outgoing:
+            self._outgoing.snapshot.close()
+            self._outgoing = None
+
+    def _with_chunk(self, peer, request):
+        """*request* with its data; None when that snapshot has made way for a newer one."""
+        with self._outgoing_lock:
+            out = self._outgoing
+            if out is None or out.snapshot.sha256 != request.checksum:
+                with self._lock:
+                    self._raft.snapshot_withdrawn(peer)
+                return None
+            return replace(request, data=out.snapshot.read(request.offset, self.settings.snapshot_chunk_bytes))
+
+    def _release_outgoing(self):
+        """Remove the copy once nobody is being sent it."""
+        with self._outgoing_lock:
+            if self._outgoing is None:
+                return
+            with self._lock:
+                needed = {peer for peer in self._outgoing.peers if self._raft.is_sending_snapshot_to(peer)}
+            if not needed:
+                self._drop_outgoing()
+
+    # The disk
+
+    def _writer_loop(self):
+        """Make unsaved state durable, a batch at a time; while one batch syncs the next gathers."""
+        while True:
+            with self._lock:
+                while not self._raft.has_unsaved:
+                    if self._stopping.is_set():
+                        return
+                    self._writer_idle = True
+                    self._writer_wake.wait()
+                self._writer_idle = False
+                self._raft.tick(time.monotonic())
+                unsaved = self._raft.take_unsaved()
+            started = time.monotonic()
+            try:
+                self._storage.save(unsaved)
+            except StorageFailed as error:
+                if not self._recover(error):
+                    return
+                continue
+            with self._lock:
+                now = time.monotonic()
+                self._raft.tick(now)
+                self._raft.saved(unsaved)
+                self._settle_locked()
+            if now - started > self.settings.election_timeout_seconds / 2:
+                log.warning("slow disk seconds=%.3f entries=%s", now - started, len(unsaved.entries))
+
+    def _recover(self, error):
+        """The log could not be written: be silent until the file has been opened and read again. False when the node stops first."""
+        log.error("the log cannot be written, this node is silent until it can error=%s", error)
+        with self._lock:
+            self._silent = error
+            self._raft.step_down("the log cannot be written")
+            self._fail_everything_locked(error)
+            self._changed.notify_all()
+        while not self._stopping.wait(RETRY_SECONDS):
+            try:
+                self._storage.reopen()
+                saved = self._storage.load()
+            except StorageFailed as again:
+                log.debug("the log still cannot be written error=%s", again)
+                continue
+            with self._lock:
+                while not self._applier_idle and not self._stopping.is_set():
+                    self._changed.wait()
+                self._raft = self._restore(saved)
+                self._silent = None
+                self._settle_locked()
+                for lane in self._all_lanes_locked():
+                    lane.wake.notify()
+            log.info("the log is open again term=%s last_index=%s", saved.hard_state.term, saved.base.index + len(saved.entries))
+            return True
+        return False
+
+    # The state machine
+
+    def _applier_loop(self):
+        """Give committed entries to the state machine, a batch at a time, and tell those who wait."""
+        unchecked_entries = unchecked_bytes = 0
+        while True:
+            with self._lock:
+                while not self._has_work_for_applier_locked():
+                    if self._stopping.is_set():
+                        return
+                    self._applier_idle = True
+                    self._changed.notify_all()
+                    self._applier_wake.wait()
+                self._applier_idle = False
+                install, entries = self._install, self._raft.take_committed(MAX_APPLY_BYTES)
+                configuration = self._raft.configurations.at(entries[-1].index)[1].encode() if entries else None
+            try:
+                if install:
+                    self._install_snapshot(*install)
+                elif entries:
+                    results = self._apply(entries, configuration)
+                else:
+                    self._state_machine.checkpoint()
+                self._state_recovered()
+            except StorageFailed as error:
+                self._state_failed(error)
+                continue
+            if install or not entries:
+                continue
+            self._applied(entries, results)
+            unchecked_entries += len(entries)
+            unchecked_bytes += sum(len(entry.command) for entry in entries)
+            if unchecked_entries >= self.settings.compact_entries or unchecked_bytes >= self.settings.compact_bytes:
+                unchecked_entries = unchecked_bytes = 0
+                self._compact()
+
+    def _has_work_for_applier_locked(self):
+        """A state that could not be written is tried again although there is nothing to apply."""
+        raft = self._raft
+        return bool(self._install or ((raft.has_committed or raft.withdrawn) and not self._silent and not self._stopping.is_set()))
+
+    def _apply(self, entries, configuration):
+        """The results of the commands among *entries*, by index."""
+        batch = [(entry.index, entry.command) for entry in entries if entry.kind == COMMAND]
+        results = self._state_machine.apply(batch, entries[-1].index, entries[-1].term, configuration)
+        return {index: result for (index, _), result in zip(batch, results, strict=True)}
+
+    def _applied(self, entries, results):
+        with self._lock:
+            self._raft.tick(time.monotonic())
+            self._raft.applied(entries[-1].index)
+            for entry in entries:
+                proposal = self._proposals.pop(entry.index, None)
+                if proposal is None:
+                    continue
+                self._waiting_bytes -= proposal.size
+                if proposal.term == entry.term:
+                    _resolve(proposal.future, Applied(entry.index, results.get(entry.index)))
+                else:
+                    _fail(proposal.future, Discarded("another leader put another entry in its place"))
+            self._applied_waiters = [waiter for waiter in self._applied_waiters if not self._wake_waiter_locked(*waiter)]
+            if self._draining or any(entry.kind != COMMAND for entry in entries):
+                self._changed.notify_all()
+            self._settle_locked()
+
+    def _wake_waiter_locked(self, index, future):
+        if self._raft.last_applied < index:
+            return False
+        _resolve(future, None)
+        return True
+
+    def _state_failed(self, error):
+        """The state cannot be written: lead no longer, and try again until it can."""
+        with self._lock:
+            if not self._raft.withdrawn:
+                log.error("the state cannot be written, this node neither leads nor votes for itself until it can error=%s", error)
+            self._raft.withdrawn = str(error)
+            self._raft.step_down(f"the state cannot be written: {error}")
+            self._fail_proposals_locked(error)
+            self._applier_idle = True
+            self._settle_locked()
+            self._changed.notify_all()
+        self._stopping.wait(RETRY_SECONDS)
+
+    def _state_recovered(self):
+        if self._raft.withdrawn:  # set and cleared by this thread alone
+            with self._lock:
+                self._raft.withdrawn = None
+            log.info("the state can be written again")
+
+    def _compact(self):
+        """The state machine is the snapshot: once it is surely on disk, the log before it is not needed."""
+        started = time.monotonic()
+        try:
+            durable_index = self._state_machine.checkpoint()
+        except StorageFailed as error:
+            self._state_failed(error)
+            return
+        with self._lock:
+            self._raft.compact(durable_index, self.settings.keep_entries, self.settings.keep_bytes)
+            snapshot_index = self._raft.log.snapshot_index
+            self._settle_locked()
+        log.debug("compacted snapshot_index=%s durable_index=%s seconds=%.3f", snapshot_index, durable_index, time.monotonic() - started)
+        self._release_outgoing()
+
+    def _install_snapshot(self, incoming, answer):
+        """The state machine takes the leader's state in place of its own, and the log follows (section 7)."""
+        request, installed, started = answer.request, False, time.monotonic()
+        try:
+            if request.last_included_index > self._state_machine.position.index:
+                self._state_machine.install(incoming)
+            installed = True
+        except StorageFailed:
+            raise
+        except RaftdError as error:
+            log.warning("a snapshot was refused leader=%s error=%s", request.leader_id, error)
+        finally:
+            position = self._state_machine.position
+            with self._lock:
+                self._install = None
+                self._raft.tick(time.monotonic())
+                if installed:
+                    self._raft.snapshot_installed(position.index, position.term, Configuration.decode(position.configuration))
+                    self._applied_waiters = [waiter for waiter in self._applied_waiters if not self._wake_waiter_locked(*waiter)]
+                self._raft.chunk_stored(answer, request.size if installed else 0, installed)
+                self._settle_locked()
+        if installed:
+            log.info("installed a snapshot leader=%s index=%s bytes=%s seconds=%.3f", request.leader_id, request.last_included_index,
+                     request.size, time.monotonic() - started)
+
+
+MAX_TERM_STEP = 1 << 40  # no honest peer is further ahead; one that lies cannot use the terms up
+
+
+def _resolve(future, value):
+    """Give *future* its value, unless it has been given up."""
+    if not future.done():
+        future.set_result(value)
+
+
+def _fail(future, error):
+    if not future.done():
+        future.set_exception(error)

@@ -1,0 +1,785 @@
+"""Raft, the algorithm: requests in, replies out. No thread, clock, file, socket, logger or randomness of its own.
+
+The caller tells the time (``tick``), asks what to send (``request_for``, ``data_for``), what to write (``take_unsaved``) and what to
+apply (``take_committed``), and reports what came of it (``handle_reply``, ``saved``, ``applied``). A run is therefore a pure function of
+its inputs. Nothing that depends on the term, the vote or an entry is sent before ``saved`` has reported it durable.
+
+Section numbers are those of the paper (Ongaro and Ousterhout 2014, extended version); "thesis" is Ongaro's dissertation.
+"""
+
+import math
+from typing import NamedTuple
+
+from raftd.errors import NoLeader, NoQuorum, NotLeader
+from raftd.raft.configuration import Configuration
+from raftd.raft.messages import (
+    COMMAND, CONFIGURATION, NOOP, AppendEntries, AppendEntriesReply, Entry, HardState, InstallSnapshot, InstallSnapshotReply, ReadIndex,
+    ReadIndexReply, RequestVote, RequestVoteReply, TimeoutNow, TimeoutNowReply,
+)
+from raftd.raft.roles import Candidate, Follower, Leader, Outgoing, Progress, Read, Transfer
+
+
+class Base(NamedTuple):
+    """Where the log begins: the state machine stands for all up to ``index``."""
+
+    index: int
+    term: int
+    configuration: Configuration
+
+
+class Unsaved(NamedTuple):
+    """What must become durable, all of it or none: rows from ``log_from`` on are replaced by ``entries``."""
+
+    hard_state: HardState | None
+    base: Base | None
+    log_from: int
+    entries: tuple[Entry, ...]
+
+    @property
+    def last_index(self):
+        return self.log_from - 1 + len(self.entries)
+
+
+class Answer:
+    """The reply to a peer's request: None until all that it promises is durable.
+
+    needs_index  the log must be saved up to here first
+    make_reply   makes the reply when that is so; None while something else is waited for
+    context      the caller's own; the core does not look at it
+    """
+
+    __slots__ = ("request", "reply", "needs_index", "make_reply", "context")
+
+    def __init__(self, request, make_reply=None, needs_index=0):
+        self.request, self.reply, self.context = request, None, None
+        self.make_reply, self.needs_index = make_reply, needs_index
+
+
+class Raft:
+    """One server of a Raft cluster.
+
+    name        this server
+    hard_state  as it was saved; ``log`` and ``configurations`` likewise
+    applied     index at which the state machine stands
+    settings    ``heartbeat_seconds``, ``election_timeout_seconds``, ``max_append_bytes``
+    random      a ``random.Random``, for election timeouts
+    now         seconds, on any clock that never goes back
+
+    Invariants: last_applied <= commit_index; last_applied <= saved_index <= log.last_index.
+    """
+
+    NO_MAJORITY = "no majority answers"  # the ``reason`` of a leader that stepped down by CheckQuorum
+    NOTICE_SECONDS = 0.005  # a new commit_index waits this long for a request with entries to carry it to a peer
+
+    def __init__(self, name, hard_state, log, configurations, applied, settings, random, now):
+        self.name, self.log, self.configurations = name, log, configurations
+        self.term, self.voted_for = hard_state
+        self.role = Follower()
+        self.reason = "started"  # why the role is what it is, for the operator
+        self.commit_index = self.last_applied = applied
+        self.saved_index = log.last_index
+        self.withdrawn = None  # why this server must neither lead nor stand for election, or None
+        self.finished_reads = []  # reads that became ready or failed; the caller takes them away
+        self.finished_answers = []  # answers whose reply is there; likewise
+        self._settings, self._random, self.now = settings, random, now
+        self._hard_state_saved = True
+        self._base_saved = True
+        self._unsaved_from = log.last_index + 1
+        self._saving_since = None
+        self._answers = []
+        self._retry_at = {}  # peers that did not answer, and when to try again
+        self._timer = now
+        if self.configuration.voters != [name]:  # a cluster of one has nobody to wait for
+            self._set_election_timer()
+
+    # What others may ask
+
+    @property
+    def configuration(self):
+        return self.configurations.latest
+
+    @property
+    def peers(self):
+        """Every other member of the cluster."""
+        return [name for name in self.configuration.members if name != self.name]
+
+    @property
+    def leader_id(self):
+        match self.role:
+            case Leader():
+                return self.name
+            case Follower(leader_id):
+                return leader_id
+        return None
+
+    @property
+    def is_leader(self):
+        return isinstance(self.role, Leader)
+
+    @property
+    def next_tick(self):
+        """When ``tick`` has something to do."""
+        return self._timer
+
+    # Time
+
+    def tick(self, now):
+        """Tell the time, in seconds; what is due happens."""
+        self.now = max(now, self.now)
+        if self.now < self._timer:
+            return
+        if self.is_leader:
+            self._check_leadership()
+        else:
+            self._election_due()
+
+    def _set_election_timer(self):
+        timeout = self._settings.election_timeout_seconds
+        self._timer = self.now + timeout * (1 + self._random.random())
+
+    def _disk_is_stalled(self):
+        return self._saving_since is not None and self.now - self._saving_since > self._settings.election_timeout_seconds
+
+    def _check_leadership(self):
+        """CheckQuorum (thesis 6.2): who hears no majority for an election timeout leads no longer. A stalled disk counts as failure."""
+        self._timer = self.now + self._settings.heartbeat_seconds
+        leader, timeout = self.role, self._settings.election_timeout_seconds
+        heard = {peer for peer, progress in leader.progress.items() if self.now - progress.last_heard <= timeout}
+        if leader.transfer and self.now >= leader.transfer.deadline:
+            leader.transfer = None
+        if self.withdrawn:
+            self._become_follower(self.term, None, self.withdrawn)
+        elif self._disk_is_stalled():
+            self._become_follower(self.term, None, "the disk has not answered for an election timeout")
+        elif not self.configuration.is_majority(heard | {self.name}):
+            self._become_follower(self.term, None, self.NO_MAJORITY)
+        elif self._is_removed() and not leader.transfer:
+            self._become_follower(self.term, None, "removed from the cluster")
+
+    def _election_due(self):
+        self._set_election_timer()
+        if self.configuration.is_voter(self.name) and not self.withdrawn and not self._disk_is_stalled():
+            self._stand_for_election(pre_vote=True, reason="no leader heard")
+        elif self.leader_id is not None:
+            self._become_follower(self.term, None, "no leader heard")
+
+    # Roles
+
+    def _become_follower(self, term, leader_id, reason):
+        """Section 5.1: a larger term is taken over at once, without a vote in it. In the same term the vote stays."""
+        assert term >= self.term, (term, self.term)
+        if term > self.term:
+            self.term, self.voted_for, self._hard_state_saved = term, None, False
+        self._change_role(Follower(leader_id), reason)
+        self._set_election_timer()
+
+    def _stand_for_election(self, pre_vote, reason, leadership_transfer=False):
+        """Section 5.2. The own vote counts like any other: once it is durable."""
+        if not pre_vote:
+            self.term, self.voted_for, self._hard_state_saved = self.term + 1, self.name, False
+        self._change_role(Candidate(pre_vote, leadership_transfer, {self.name: True} if pre_vote else {}), reason)
+        self._set_election_timer()
+        self._count_votes()
+
+    def _count_votes(self):
+        candidate = self.role
+        if not self.configuration.is_majority({peer for peer, granted in candidate.votes.items() if granted}):
+            return
+        if candidate.pre_vote:
+            self._stand_for_election(pre_vote=False, reason="a majority would vote for it")
+        else:
+            self._become_leader()
+
+    def _become_leader(self):
+        """A no-op first: only an entry of the own term can be committed by counting (sections 5.4.2 and 8)."""
+        self._change_role(Leader(first_index=self.log.last_index + 1), "elected")
+        self._timer = self.now + self._settings.heartbeat_seconds
+        self._follow_configuration()
+        self._append(NOOP, b"")
+
+    def _change_role(self, role, reason):
+        old = self.role
+        self.role, self.reason = role, reason
+        match old:
+            case Leader(reads=reads):
+                self._fail_reads(reads)
+            case Follower(reads=reads, asked=asked):
+                self._fail_reads(reads + asked)
+
+    def step_down(self, reason):
+        """Neither lead nor stand for election until the next election timeout."""
+        self._become_follower(self.term, None, reason)
+
+    def abandon_reads(self):
+        """Fail every read that waits."""
+        match self.role:
+            case Leader(reads=reads) as leader:
+                leader.reads = []
+                self._fail_reads(reads)
+            case Follower(reads=reads, asked=asked) as follower:
+                follower.reads, follower.asked, follower.asking = [], [], None
+                self._fail_reads(reads + asked)
+
+    def _fail_reads(self, reads):
+        for read in reads:
+            self._finish_read(read, 0)
+        self._release_answers()
+
+    # Proposals
+
+    def propose(self, command):
+        """Append *command* to the log; returns its entry. Raises NotLeader or NoLeader, and then nothing has changed."""
+        self._check_may_propose()
+        return self._append(COMMAND, command)
+
+    def propose_configuration(self, configuration):
+        """Append a new membership, in force at once; returns its entry.
+
+        One server at a time (thesis 4.1), only after the one before is committed, and only after this term has committed an entry
+        (Ongaro, "bug in single-server membership changes", raft-dev, 2015). Raises NoQuorum while that is not so.
+        """
+        self._check_may_propose()
+        if self.configurations.latest_index > self.commit_index:
+            raise NoQuorum("the membership change before this one is not committed yet")
+        if self.commit_index < self.role.first_index:
+            raise NoQuorum("the leader has not committed an entry of its term yet")
+        assert configuration.voters and configuration.differs_by_one_vote_at_most(self.configuration), configuration
+        return self._append(CONFIGURATION, configuration.encode())
+
+    def _check_may_propose(self):
+        if not self.is_leader:
+            raise NotLeader()
+        if self.role.transfer:
+            raise NoLeader(f"leadership is being handed to {self.role.transfer.target}")
+
+    def _append(self, kind, command):
+        entry = Entry(self.log.last_index + 1, self.term, kind, command)
+        self.log.append(entry)
+        if kind == CONFIGURATION:
+            self.configurations.append(entry.index, Configuration.decode(command))
+            self._follow_configuration()
+        return entry
+
+    def _follow_configuration(self):
+        """A leader keeps Progress for just the members of its newest configuration."""
+        if not self.is_leader:
+            return
+        progress = self.role.progress
+        for peer in self.peers:
+            if peer not in progress:
+                progress[peer] = Progress(next_index=self.log.last_index + 1, last_heard=self.now)
+        for peer in set(progress) - set(self.peers):
+            del progress[peer]
+
+    def transfer_leadership(self, target):
+        """Hand leadership to the voter *target*, within an election timeout or not at all (thesis 3.10). Raises NotLeader, NoLeader."""
+        self._check_may_propose()
+        assert target != self.name and self.configuration.is_voter(target), target
+        self.role.transfer = Transfer(target, self.now + self._settings.election_timeout_seconds)
+
+    @property
+    def best_successor(self):
+        """The voter that lacks least of the log, or None."""
+        voters = [peer for peer in self.role.progress if self.configuration.is_voter(peer)]
+        return max(voters, key=lambda peer: (self.role.progress[peer].match_index, self.role.progress[peer].last_heard), default=None)
+
+    # Reads
+
+    def read_index(self, context=None):
+        """Begin a linearizable read (thesis 6.4). It is done when it appears in ``finished_reads``. Raises NoLeader."""
+        read = Read(context)
+        match self.role:
+            case Leader():
+                self._begin_read(read)
+            case Follower(leader_id, reads=reads) if leader_id is not None:
+                reads.append(read)
+            case _:
+                raise NoLeader()
+        return read
+
+    def _begin_read(self, read):
+        leader = self.role
+        if not leader.round_open:  # a request that is already under way proves nothing about a read that begins now
+            leader.round, leader.round_open = leader.round + 1, True
+        read.round = leader.round
+        if self.commit_index >= leader.first_index:
+            read.index = self.commit_index
+        leader.reads.append(read)
+        self._confirm_reads()
+
+    def _confirm_reads(self):
+        """Reads whose round a majority has answered, once the no-op of the term is committed."""
+        leader = self.role
+        if not leader.reads or self.commit_index < leader.first_index:
+            return
+        answered = self._reached_by_majority({peer: progress.acked_round for peer, progress in leader.progress.items()}, leader.round)
+        waiting = [read for read in leader.reads if read.round > answered]
+        confirmed = [read for read in leader.reads if read.round <= answered]
+        leader.reads = waiting
+        for read in confirmed:
+            self._finish_read(read, read.index or self.commit_index)
+        if confirmed:
+            self._release_answers()
+
+    def _reached_by_majority(self, values, own):
+        """The largest value that a majority of the voters has reached; *own* is this server's."""
+        reached = sorted((own if name == self.name else values[name] for name in self.configuration.voters), reverse=True)
+        return reached[len(reached) // 2]
+
+    def _finish_read(self, read, index):
+        """*index* 0: nobody can confirm it any more."""
+        read.index, read.ready, read.failed = index, index > 0, index == 0
+        if not isinstance(read.context, Answer):
+            self.finished_reads.append(read)
+            return
+        read.context.make_reply = lambda: ReadIndexReply(self.term, index)
+        asker = read.context.request.follower_id
+        if self.is_leader and asker in self.role.progress and self.role.progress[asker].sent_commit < index:
+            self.role.progress[asker].notice_due = self.now  # it cannot answer before it knows of the commit
+
+    # Requests of peers
+
+    def handle(self, request):
+        """The Answer to a peer's *request*; its ``reply`` may come later, when it appears in ``finished_answers``."""
+        if request.term > self.term and self._takes_over_term_of(request):
+            self._become_follower(request.term, None, f"term {request.term} has begun")
+        match request:
+            case AppendEntries():
+                answer = self._append_entries(request)
+            case RequestVote():
+                answer = self._request_vote(request)
+            case ReadIndex():
+                answer = self._read_index(request)
+            case InstallSnapshot():
+                answer = self._install_snapshot(request)
+            case TimeoutNow():
+                answer = self._timeout_now(request)
+        self._answers.append(answer)
+        self._release_answers()
+        return answer
+
+    def answer_now(self, answer):
+        """The caller waits no longer: reply with what is durable so far, if the term is."""
+        answer.needs_index = 0
+        self._release_answers()
+
+    def drop(self, answer):
+        """Nobody waits for *answer* any more."""
+        if answer in self._answers:
+            self._answers.remove(answer)
+
+    def _release_answers(self):
+        waiting = []
+        for answer in self._answers:
+            durable = answer.needs_index <= self.saved_index or answer.request.term != self.term
+            if self._hard_state_saved and durable and answer.make_reply:
+                answer.reply = answer.make_reply()
+                self.finished_answers.append(answer)
+            else:
+                waiting.append(answer)
+        self._answers = waiting
+
+    def _takes_over_term_of(self, request):
+        """Section 5.1, but neither a pre-vote nor a vote asked for while a leader is heard changes anything (thesis 9.6, 4.2.3)."""
+        return not isinstance(request, RequestVote) or not (request.pre_vote or self._refuses_votes(request))
+
+    def _refuses_votes(self, request):
+        """Leader stickiness (thesis 4.2.3): who hears a leader helps nobody to depose it, unless the leader itself asked for that."""
+        if request.leadership_transfer and not request.pre_vote:
+            return False
+        match self.role:
+            case Leader():
+                return True
+            case Follower(leader_id, last_heard):
+                return leader_id is not None and self.now - last_heard < self._settings.election_timeout_seconds
+        return False
+
+    def _request_vote(self, request):
+        """Figure 2, RequestVote, "Receiver implementation"."""
+        granted = self.log.is_up_to_date(request.last_log_index, request.last_log_term) and not self._refuses_votes(request)
+        if request.pre_vote:
+            granted = granted and request.term > self.term
+            return Answer(request, lambda: RequestVoteReply(self.term, granted))
+        granted = granted and request.term == self.term and self.voted_for in (None, request.candidate_id)
+        if granted and self.voted_for is None:
+            self.voted_for, self._hard_state_saved = request.candidate_id, False
+        if granted:
+            self._set_election_timer()
+        return Answer(request, lambda: RequestVoteReply(self.term, granted and self.term == request.term))
+
+    def _hear_leader(self, request):
+        """A valid request of the leader of this term."""
+        assert not self.is_leader, f"two leaders in term {self.term}: {self.name} and {request.leader_id}"
+        if not isinstance(self.role, Follower) or self.role.leader_id != request.leader_id:
+            self._become_follower(self.term, request.leader_id, f"heard the leader {request.leader_id}")
+        self.role.last_heard = self.now
+        self._set_election_timer()
+
+    def _append_entries(self, request):
+        """Figure 2, AppendEntries, "Receiver implementation"."""
+        if request.term < self.term:
+            return Answer(request, lambda: AppendEntriesReply(self.term, False))
+        self._hear_leader(request)
+        if not self.log.matches(request.prev_log_index, request.prev_log_term):
+            index, term = self.log.conflict(request.prev_log_index)
+            return Answer(request, lambda: AppendEntriesReply(self.term, False, 0, index, term))
+        self._accept_entries(request)
+        matched = self.role.matched_index
+        return Answer(request, lambda: self._appended_reply(request, matched), needs_index=matched)
+
+    def _accept_entries(self, request):
+        first_new = self.log.merge(request.entries)
+        if first_new is not None:
+            assert first_new > self.commit_index, "a committed entry was overwritten"
+            self._log_changed_from(first_new)
+        last_new = request.prev_log_index + len(request.entries)
+        self.role.matched_index = max(self.role.matched_index, last_new)
+        self.commit_index = max(self.commit_index, min(request.leader_commit, last_new))
+
+    def _appended_reply(self, request, matched):
+        if self.term != request.term:
+            return AppendEntriesReply(self.term, False)
+        return AppendEntriesReply(self.term, True, min(self.saved_index, matched))
+
+    def _log_changed_from(self, index):
+        """Entries from *index* on are new: what was saved there, or is being saved, does not count (the late "written" event)."""
+        self._unsaved_from = min(self._unsaved_from, index)
+        self.saved_index = min(self.saved_index, index - 1)
+        self.configurations.truncate(index)
+        for entry in self.log.entries(index, self.log.last_index):
+            if entry.kind == CONFIGURATION:
+                self.configurations.append(entry.index, Configuration.decode(entry.command))
+
+    def _read_index(self, request):
+        answer = Answer(request)
+        if self.is_leader and request.term == self.term:
+            self._begin_read(Read(answer))
+        else:
+            answer.make_reply = lambda: ReadIndexReply(self.term, 0)
+        return answer
+
+    def _timeout_now(self, request):
+        if request.term == self.term and not self.is_leader and self.configuration.is_voter(self.name) and not self.withdrawn:
+            self._stand_for_election(pre_vote=False, reason=f"{request.leader_id} hands leadership over", leadership_transfer=True)
+        return Answer(request, lambda: TimeoutNowReply(self.term))
+
+    def _install_snapshot(self, request):
+        """Section 7. While ``make_reply`` is None the caller stores the chunk, and reports it with ``chunk_stored``."""
+        if request.term < self.term:
+            return Answer(request, lambda: InstallSnapshotReply(self.term, 0, False))
+        self._hear_leader(request)
+        answer = Answer(request)
+        if request.last_included_index <= self.commit_index:
+            self.chunk_stored(answer, request.size, installed=True)
+        return answer
+
+    def chunk_stored(self, answer, next_offset, installed):
+        """The snapshot of *answer* is wanted from *next_offset* on, or *installed*: the state here is at least as new."""
+        request = answer.request
+        if installed:
+            answer.needs_index = request.last_included_index
+        answer.make_reply = lambda: InstallSnapshotReply(self.term, next_offset, installed and answer.needs_index <= self.saved_index)
+        self._release_answers()
+
+    def snapshot_installed(self, index, term, configuration):
+        """The state machine now stands for all up to *index*; the log follows, keeping what comes after if it agrees (section 7)."""
+        if index <= self.last_applied:
+            return
+        if self.log.term_at(index) == term:
+            self.log.compact(index)
+            self.configurations.compact(index)
+        else:
+            self.log.reset(index, term)
+            self.configurations.reset(index, configuration)
+        self._unsaved_from = max(min(self._unsaved_from, self.log.last_index + 1), index + 1)
+        self.saved_index = max(min(self.saved_index, self.log.last_index), index)
+        self.commit_index = max(self.commit_index, index)
+        self.last_applied = index
+        self._base_saved = False
+        self._release_answers()
+
+    # Requests to peers
+
+    def next_request_at(self, peer):
+        """When, later than now, ``request_for(peer)`` will have something though nothing else happens; math.inf for never."""
+        due = self._retry_at.get(peer, -math.inf)
+        if self.is_leader and peer in self.role.progress:
+            progress = self.role.progress[peer]
+            due = max(due, min(progress.heartbeat_due, progress.notice_due))
+        return due if due > self.now else math.inf
+
+    def has_request_for(self, peer):
+        """True if ``request_for(peer)`` has something now."""
+        if self.now < self._retry_at.get(peer, -math.inf) or not self._hard_state_saved:
+            return False
+        match self.role:
+            case Leader(progress=progress) if peer in progress and not self._disk_is_stalled():
+                return self._must_hand_over_to(peer) or self._must_hear(progress[peer])
+            case Candidate(votes=votes):
+                return peer not in votes and self.configuration.is_voter(peer)
+            case Follower(leader_id, reads=reads, asking=asking):
+                return peer == leader_id and bool(reads) and asking is None
+        return False
+
+    def _must_hand_over_to(self, peer):
+        transfer = self.role.transfer
+        return bool(transfer) and transfer.target == peer and not transfer.sent \
+            and self.role.progress[peer].match_index == self.log.last_index
+
+    def _must_hear(self, progress):
+        wants_round = self.role.reads and progress.sent_round < self.role.round
+        return bool(wants_round) or self.now >= min(progress.heartbeat_due, progress.notice_due)
+
+    def request_for(self, peer):
+        """A small request that *peer* should get now, or None: a vote, a heartbeat, a read, or the call to stand for election."""
+        if not self.has_request_for(peer):
+            return None
+        match self.role:
+            case Leader(transfer=transfer, progress=progress):
+                if not self._must_hand_over_to(peer):
+                    return self._append_entries_for(progress[peer], ())
+                transfer.sent = True
+                return TimeoutNow(self.term, self.name)
+            case Candidate(pre_vote, leadership_transfer):
+                term = self.term + 1 if pre_vote else self.term
+                return RequestVote(term, self.name, self.log.last_index, self.log.last_term, pre_vote, leadership_transfer)
+            case Follower(reads=reads) as follower:
+                follower.asked, follower.reads, follower.asking = reads, [], ReadIndex(self.term, self.name)
+                return follower.asking
+
+    def _append_entries_for(self, progress, entries):
+        prev_log_index = progress.next_index - 1
+        prev_log_term = self.log.term_at(prev_log_index)
+        if prev_log_term is None:  # compacted; such a peer waits for a snapshot, and hears only that the leader lives
+            prev_log_index = prev_log_term = 0
+        self.role.round_open = False
+        progress.sent_round, progress.sent_commit = self.role.round, self.commit_index
+        progress.heartbeat_due, progress.notice_due = self.now + self._settings.heartbeat_seconds, math.inf
+        return AppendEntries(self.term, self.name, prev_log_index, prev_log_term, entries, self.commit_index, self.role.round)
+
+    def needs_snapshot(self, peer):
+        """True if *peer* lacks entries that are compacted, and no snapshot has been offered for it (``snapshot_offered``)."""
+        if not self.is_leader or peer not in self.role.progress or peer in self._retry_at:
+            return False
+        progress = self.role.progress[peer]
+        return progress.next_index <= self.log.snapshot_index and progress.snapshot is None
+
+    def snapshot_offered(self, peer, index, term, size, checksum):
+        """A snapshot to send to *peer*, taken at *index*."""
+        if self.needs_snapshot(peer):
+            self.role.progress[peer].snapshot = Outgoing(index, term, size, checksum)
+
+    def is_sending_snapshot_to(self, peer):
+        return self.is_leader and peer in self.role.progress and self.role.progress[peer].snapshot is not None
+
+    def snapshot_withdrawn(self, peer):
+        """The snapshot on its way to *peer* is gone; it needs another."""
+        if self.is_sending_snapshot_to(peer):
+            self.role.progress[peer].snapshot = None
+
+    def match_index(self, peer):
+        """How far *peer* is known to have this leader's log on disk; 0 when this server does not lead or know it."""
+        return self.role.progress[peer].match_index if self.is_leader and peer in self.role.progress else 0
+
+    def silent_for(self, peer):
+        """Seconds since *peer* last answered this leader; 0 when this server does not lead or know it."""
+        return self.now - self.role.progress[peer].last_heard if self.is_leader and peer in self.role.progress else 0.0
+
+    def has_data_for(self, peer):
+        """True if ``data_for(peer)`` has something now. A peer that did not answer gets data once it has answered something small."""
+        if not self.is_leader or peer not in self.role.progress or peer in self._retry_at \
+                or not self._hard_state_saved or self._disk_is_stalled():
+            return False
+        progress = self.role.progress[peer]
+        return progress.snapshot is not None or self.log.snapshot_index < progress.next_index <= self.log.last_index
+
+    def data_for(self, peer):
+        """A request with entries, or for a chunk of a snapshot (the caller puts in the data), that *peer* should get now, or None."""
+        if not self.has_data_for(peer):
+            return None
+        progress = self.role.progress[peer]
+        if (out := progress.snapshot) is not None:
+            return InstallSnapshot(self.term, self.name, out.index, out.term, out.size, out.checksum, out.offset)
+        return self._append_entries_for(progress, self.log.entries_from(progress.next_index, self._settings.max_append_bytes))
+
+    # Replies of peers
+
+    def handle_reply(self, peer, request, reply):
+        """What *peer* said to *request*; None if it did not answer in time, or could not be reached."""
+        if reply is None:
+            self._retry_at[peer] = self.now + self._settings.heartbeat_seconds
+            self._unanswered(request)
+            return
+        self._retry_at.pop(peer, None)
+        if reply.term > self.term:
+            self._become_follower(reply.term, None, f"{peer} is in term {reply.term}")
+        match request, self.role:
+            case RequestVote(), Candidate():
+                self._vote_reply(peer, request, reply)
+            case ReadIndex(), Follower():
+                self._read_index_reply(request, reply)
+            case (AppendEntries() | InstallSnapshot() | TimeoutNow()), Leader() if request.term == self.term:
+                self._follower_reply(peer, request, reply)
+
+    def _unanswered(self, request):
+        match self.role:
+            case Follower(reads=reads, asked=asked, asking=asking) as follower if request is asking:
+                follower.reads, follower.asked, follower.asking = asked + reads, [], None
+
+    def _vote_reply(self, peer, request, reply):
+        """A vote counts only in the election it was asked for."""
+        candidate = self.role
+        election = (self.term + 1, True) if candidate.pre_vote else (self.term, False)
+        if (request.term, request.pre_vote) == election:
+            candidate.votes[peer] = reply.vote_granted
+            self._count_votes()
+
+    def _read_index_reply(self, request, reply):
+        """An index of 0 fails the reads: it leads no longer, and its successor will say so."""
+        follower = self.role
+        if request is not follower.asking:
+            return
+        asked, follower.asked, follower.asking = follower.asked, [], None
+        for read in asked:
+            self._finish_read(read, reply.read_index)
+
+    def _follower_reply(self, peer, request, reply):
+        progress = self.role.progress.get(peer)
+        if progress is None or reply.term < self.term:
+            return
+        progress.last_heard = self.now
+        match request:
+            case AppendEntries():
+                progress.acked_round = max(progress.acked_round, request.round)
+                self._append_entries_reply(progress, request, reply)
+                self._confirm_reads()
+            case InstallSnapshot():
+                self._install_snapshot_reply(progress, request, reply)
+            case TimeoutNow() if self._is_removed():
+                self._become_follower(self.term, None, "removed from the cluster")
+
+    def _append_entries_reply(self, progress, request, reply):
+        if reply.success:
+            last_new = request.prev_log_index + len(request.entries)
+            progress.match_index = max(progress.match_index, reply.match_index)
+            progress.next_index = max(progress.next_index, progress.match_index + 1, last_new + 1)
+            self._advance_commit_index()
+        elif request.prev_log_index == progress.next_index - 1:  # else a late answer, to what has been settled since
+            next_index = min(self._next_index_after(reply), request.prev_log_index)
+            progress.next_index = max(next_index, progress.match_index + 1)
+
+    def _next_index_after(self, reply):
+        """Section 5.3: skip all entries of a conflicting term at once, not one for each request."""
+        if not reply.conflict_term:
+            return reply.conflict_index
+        last = self.log.last_index_of_term(reply.conflict_term)
+        return last + 1 if self.log.term_at(last) == reply.conflict_term else min(last + 1, reply.conflict_index)
+
+    def _install_snapshot_reply(self, progress, request, reply):
+        snapshot = progress.snapshot
+        if snapshot is None or snapshot.checksum != request.checksum:
+            return
+        if reply.installed:
+            progress.snapshot = None
+            progress.match_index = max(progress.match_index, request.last_included_index)
+            progress.next_index = max(progress.next_index, progress.match_index + 1)
+            self._advance_commit_index()
+        else:
+            snapshot.offset = reply.next_offset
+
+    # Commit
+
+    def _advance_commit_index(self):
+        """Figure 2, "Rules for Servers", leaders: a majority has it on disk, and it is of this term (section 5.4.2)."""
+        leader = self.role
+        index = self._reached_by_majority({peer: progress.match_index for peer, progress in leader.progress.items()}, self.saved_index)
+        if index <= self.commit_index or self.log.term_at(index) != self.term:
+            return
+        self.commit_index = index
+        for progress in leader.progress.values():
+            progress.notice_due = min(progress.notice_due, self.now + self.NOTICE_SECONDS)
+        self._confirm_reads()
+        if self._is_removed() and not leader.transfer:
+            self._leave()
+
+    def _is_removed(self):
+        """A leader that is not a voter of the committed configuration leads no longer (thesis 4.2.2)."""
+        return self.configurations.latest_index <= self.commit_index and not self.configuration.is_voter(self.name)
+
+    def _leave(self):
+        """The configuration without this leader is committed; another is asked to lead at once (thesis 4.2.2, 3.10)."""
+        self.role.transfer = Transfer(self.best_successor, self.now + self._settings.election_timeout_seconds)
+
+    # The disk
+
+    @property
+    def has_unsaved(self):
+        return not (self._hard_state_saved and self._base_saved and self._unsaved_from > self.log.last_index)
+
+    def take_unsaved(self):
+        """What must be written now, or None. The caller writes it, and then calls ``saved`` with it; one at a time."""
+        assert self._saving_since is None, "one write at a time"
+        if not self.has_unsaved:
+            return None
+        entries = self.log.entries(self._unsaved_from, self.log.last_index)
+        hard_state = None if self._hard_state_saved else HardState(self.term, self.voted_for)
+        base = None if self._base_saved else self.base
+        unsaved = Unsaved(hard_state, base, self._unsaved_from, entries)
+        self._base_saved, self._unsaved_from, self._saving_since = True, self.log.last_index + 1, self.now
+        return unsaved
+
+    @property
+    def base(self):
+        return Base(self.log.snapshot_index, self.log.snapshot_term, self.configurations.at(self.log.snapshot_index)[1])
+
+    def saved(self, unsaved):
+        """*unsaved* is durable. It counts as far as it is still what the term, the vote and the log are."""
+        self._saving_since = None
+        if unsaved.hard_state == (self.term, self.voted_for):
+            self._hard_state_saved = True
+        self.saved_index = max(self.saved_index, min(unsaved.last_index, self._unsaved_from - 1))
+        match self.role:
+            case Leader():
+                self._advance_commit_index()
+            case Candidate(pre_vote=False, votes=votes) if self._hard_state_saved and self.name not in votes:
+                votes[self.name] = True
+                self._count_votes()
+        self._release_answers()
+
+    # The state machine
+
+    @property
+    def has_committed(self):
+        return min(self.commit_index, self.saved_index) > self.last_applied
+
+    def take_committed(self, max_bytes):
+        """Entries to apply next, in order: committed, and durable here, so that the state is never ahead of its log."""
+        if not self.has_committed:
+            return ()
+        entries = self.log.entries_from(self.last_applied + 1, max_bytes)
+        return entries[:min(self.commit_index, self.saved_index) - self.last_applied]
+
+    def applied(self, index):
+        """The state machine stands at *index*."""
+        assert self.last_applied <= index <= self.commit_index, (self.last_applied, index, self.commit_index)
+        self.last_applied = index
+
+    def compact(self, durable_index, keep_entries, keep_bytes):
+        """Forget entries that the state machine surely has on disk, but for a tail for slow followers.
+
+        While a snapshot is on its way, what comes after it is kept, up to 16 times as much, or its receiver would need another.
+        """
+        index = min(durable_index, self.last_applied, self.saved_index)
+        sending = self._oldest_outgoing_index()
+        first_kept = self.log.tail_start(index, keep_entries, keep_bytes)
+        if sending is not None and sending < first_kept - 1:
+            first_kept = max(sending + 1, self.log.tail_start(index, 16 * keep_entries, 16 * keep_bytes))
+        if first_kept > self.log.first_index:
+            self.log.compact(first_kept - 1)
+            self.configurations.compact(first_kept - 1)
+            self._base_saved = False
+
+    def _oldest_outgoing_index(self):
+        if not self.is_leader:
+            return None
+        return min((progress.snapshot.index for progress in self.role.progress.values() if progress.snapshot), default=None)

@@ -1,0 +1,213 @@
+"""Joins the parts to a process: files, node, port, signals; and the order in which they start and stop."""
+
+import logging
+import os
+import secrets
+import signal
+import threading
+
+from raftd import __version__, listener
+from raftd.errors import DamagedFiles, Refusal, StartupError
+from raftd.joining import Joiner, cluster_at, find_cluster
+from raftd.kv import KeyValueStore
+from raftd.node import Node
+from raftd.raft.configuration import NOBODY, Configuration, Member
+from raftd.storage import DirectoryLock, Identity, Storage, new_id
+from raftd.transport import PeerServer, Transport
+from raftd.web import create_app
+
+log = logging.getLogger(__name__)
+
+HAND_OVER_SECONDS = 1.0
+_FILES = ("raft.db", "state.db")
+
+
+def run(options):
+    """Run a node as *options* (``cli.Options``) say, until SIGTERM or SIGINT; returns the exit status. Raises StartupError."""
+    stopping, failures = threading.Event(), []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+
+    def fail(error):
+        failures.append(error)
+        stopping.set()
+
+    server = Server(options, stopping, fail)
+    try:
+        server.start()
+        stopping.wait()
+    finally:
+        server.stop()
+    if failures:
+        raise failures[0]
+    return 0
+
+
+class DataPath:
+    """The directory of one server: made if it is not there, locked, and taken back if the start fails."""
+
+    def __init__(self, path):
+        self.path = path
+        self._made = not os.path.exists(path)
+        self._keep = True
+        try:
+            os.makedirs(path, exist_ok=True)
+            self._lock = DirectoryLock(path)
+        except (FileExistsError, NotADirectoryError):
+            raise StartupError(f"{path} is not a directory; raftd needs one of its own") from None
+        except OSError as error:
+            raise StartupError(f"{path} cannot be used: {error.strerror}") from error
+        self.is_new = not Storage.exists(path)
+        if self.is_new and self._holds("state.db"):
+            raise DamagedFiles(f"{path} has a state.db but no raft.db, so the log is lost; remove this node from the cluster and join it "
+                               "again with an empty data path")
+        if self.is_new and self._holds("log") and self._holds("conf"):
+            raise StartupError(f"{path} holds data of the original raftd, which this one cannot read; choose another data path")
+
+    def _holds(self, name):
+        return os.path.exists(os.path.join(self.path, name))
+
+    def take_back(self):
+        """The start has failed and nobody relies on the new files: ``close`` removes them."""
+        self._keep = not self.is_new
+
+    def close(self):
+        if not self._keep or (self._made and not self._holds("raft.db")):
+            for name in os.listdir(self.path):
+                if name.startswith(_FILES):
+                    os.remove(os.path.join(self.path, name))
+            if self._made:
+                os.rmdir(self.path)
+        self._lock.release()
+
+
+class Server:
+    """A node with its files and its port. *stopping* ends a start that takes long; *fail* is told what ends the node."""
+
+    def __init__(self, options, stopping, fail):
+        self._options, self._stopping, self._fail = options, stopping, fail
+        self._closers = []  # what stop() calls, the last first
+        self._node = self._announcer = None
+        self._must_join = False
+
+    def start(self):
+        """Everything up to ``Listening at``. Raises StartupError; then ``stop`` cleans up."""
+        options = self._options
+        listening = listener.bind(options.bind, options.port)
+        self._closers.append(listening.close)
+        self._address = f"{options.host}:{listening.getsockname()[1]}"
+        self._data = DataPath(options.path)
+        self._closers.append(self._data.close)
+        log.info("Initializing Raft Server: %s", options.path)
+        self._start_node(self._open_storage())
+        log.info("Initializing HTTP server")
+        app = create_app(self._node, __version__)
+        self._closers.append(listener.Listener(listening, app, self._peers, options.settings).start().stop)
+        self._become_member()
+        log.info("Listening at: http://%s", self._address)
+
+    def stop(self):
+        """Answer what is in flight, hand leadership over, close port and files."""
+        self._stopping.set()
+        if self._node:
+            self._node.drain(HAND_OVER_SECONDS)
+            self._node.hand_over(HAND_OVER_SECONDS)
+        while self._closers:
+            self._closers.pop()()
+        if self._announcer:
+            self._announcer.join()
+
+    # Files
+
+    def _open_storage(self):
+        options = self._options
+        if not self._data.is_new:
+            return self._recover()
+        name = options.name or secrets.token_hex(4)[:7]
+        if options.join:
+            cluster, found_at = find_cluster(options.join, self._stopping)
+            log.info("Attempting to join leader: %s", found_at)
+            self._must_join = True
+            return Storage.create(options.path, Identity(name, new_id(), cluster), NOBODY)
+        identity = Identity(name, new_id(), new_id())
+        first = Member(name, self._address, True, identity.id)
+        storage = Storage.create(options.path, identity, Configuration({name: first}))
+        log.info("Initializing new cluster")
+        return storage
+
+    def _recover(self):
+        options, storage = self._options, Storage.open(self._options.path)
+        self._closers.append(storage.close)
+        identity = storage.identity
+        if options.name not in (None, identity.name):
+            raise StartupError(f"the files in {options.path} are those of {identity.name}, not of {options.name}; a name cannot change")
+        members = cluster_at(options.join, identity.cluster) if options.join else None
+        self._must_join = members is not None and identity.name not in members
+        return storage
+
+    # The node
+
+    def _start_node(self, storage):
+        options, identity = self._options, storage.identity
+        saved = storage.load()
+        never_joined = not saved.base.configuration.members and not saved.entries
+        if never_joined and not self._must_join:
+            if not options.join:
+                raise StartupError(f"the node in {options.path} has not joined its cluster yet; start it with -join HOST:PORT")
+            self._must_join = True
+        state = KeyValueStore(options.path)
+        self._closers.append(state.close)
+        self._node = Node(identity.name, self._address, storage, Transport(options.settings, self._hello), state, options.settings,
+                          self._fail)
+        if self._closers[-2] == storage.close:
+            del self._closers[-2]
+        self._closers[-1] = self._node.stop
+        self._peers = PeerServer(self._admit, self._node.handle)
+        if not self._data.is_new:
+            log.info("Recovered from log")
+        self._node.start()
+
+    def _hello(self, member):
+        """How this server introduces itself to a peer; ``_admit`` is the other end."""
+        index = self._node.look(lambda raft: raft.configurations.latest_index)
+        return {"Raft-Cluster": self._node.cluster, "Raft-From": self._node.name, "Raft-To": member.name, "Raft-To-Id": member.id,
+                "Raft-Configuration": index}
+
+    def _admit(self, fields):
+        identity = self._node.identity()
+        if fields.get("raft-cluster") != identity["cluster"]:
+            raise Refusal("this server belongs to another cluster")
+        if (fields.get("raft-to"), fields.get("raft-to-id")) != (identity["name"], identity["id"]):
+            raise Refusal(f"this server is {identity['name']}, with other files than those of {fields.get('raft-to')}")
+        sender, index = fields.get("raft-from", ""), fields.get("raft-configuration", "")
+        if not sender or not index.isdecimal():
+            raise Refusal("the peer does not say who it is")
+        self._node.admit(sender, int(index))
+        return sender
+
+    # Membership
+
+    def _become_member(self):
+        node, options = self._node, self._options
+        known = node.look(lambda raft: raft.configuration.members)
+        if self._must_join:
+            self._join()
+        elif node.name in known and known[node.name].address != self._address:
+            others = [member.address for member in known.values() if member.name != node.name]
+            joiner = Joiner(node.name, self._address, [*others, self._address], self._stopping)
+            self._announcer = threading.Thread(target=joiner.announce, name="announcer")
+            self._announcer.start()
+        elif options.join:
+            log.info("already a member of the cluster, -join is not needed")
+
+    def _join(self):
+        """Who was never sent an entry was never more than a learner, and its files can go; else only if the cluster forgets it."""
+        joiner = Joiner(self._node.name, self._address, self._options.join, self._stopping)
+        try:
+            joiner.join()
+        except StartupError as error:
+            if self._node.look(lambda raft: raft.log.last_index) == 0 or joiner.withdraw():
+                self._data.take_back()
+                raise
+            raise StartupError(f"{error}; the cluster may have taken this node in, so its files are kept: run the same command again") \
+                from error

@@ -1,0 +1,256 @@
+"""Both ends of the connections between peers: kept open, one call at a time on each, frames of ``raftd.wire``.
+
+A connection begins as an HTTP request on the one port of a node, and is then switched to frames (HTTP Upgrade), so that a call between peers
+costs neither HTTP nor a place in the queue of clients. Who connects says which cluster it belongs to, who it is, and whom it wants to
+reach, by name and id; the other side refuses what does not fit before any message is read.
+"""
+
+import http.client
+import json
+import logging
+import socket
+import threading
+import time
+
+from raftd import wire
+from raftd.errors import PeerUnreachable, Refusal
+
+log = logging.getLogger(__name__)
+
+TRACE = 5  # below DEBUG: each RPC
+_MAX_HEAD = 8192  # bytes of an HTTP head between peers
+
+
+class Connection:
+    """The calling end of one connection; used by one thread."""
+
+    def __init__(self, settings, hello, lane):
+        self._settings, self._hello, self._lane = settings, hello, lane
+        self._socket = self._address = None
+
+    def call(self, member, request, configuration_index):
+        """*member*'s reply to *request*. Raises PeerUnreachable."""
+        frame = wire.encode(request, configuration_index)
+        seconds = self._settings.rpc_timeout_seconds + len(frame) / self._settings.slowest_link_bytes_per_second
+        deadline = time.monotonic() + seconds
+        try:
+            reply = self._exchange(member, frame, deadline)
+        except (OSError, wire.WireError, Refusal) as error:
+            self.close()
+            text = "timed out" if isinstance(error, TimeoutError) else str(error)
+            raise PeerUnreachable(f"{member.name} at {member.address}: {text}") from error
+        if not isinstance(reply, wire.REPLIES[type(request)]):
+            self.close()
+            raise PeerUnreachable(f"{member.name} at {member.address}: answered {type(reply).__name__}")
+        return reply
+
+    def _exchange(self, member, frame, deadline):
+        if self._socket is not None and self._address == member.address:
+            try:
+                return self._send_and_receive(frame, deadline)
+            except TimeoutError:
+                raise
+            except OSError:  # it was closed while it was idle; every RPC of Raft may be sent again
+                self.close()
+        self._connect(member, deadline)
+        return self._send_and_receive(frame, deadline)
+
+    def _send_and_receive(self, frame, deadline):
+        self._socket.settimeout(_remaining(deadline))
+        self._socket.sendall(frame)
+        return receive(self._socket, deadline)[0]
+
+    def _connect(self, member, deadline):
+        self.close()
+        host, port = split_address(member.address)
+        self._socket = socket.create_connection((host, port), timeout=_remaining(deadline))
+        self._address = member.address
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        fields = {"Host": member.address, "Connection": "Upgrade", "Upgrade": wire.PROTOCOL, "Raft-Lane": self._lane,
+                  **self._hello(member)}
+        self._socket.sendall(b"GET /raft/ HTTP/1.1\r\n" + _head(fields))
+        status, text = self._read_answer(deadline)
+        if status != 101:
+            raise Refusal(text)
+
+    def _read_answer(self, deadline):
+        """(status, the text that says why if it is not 101)."""
+        head = b""
+        while b"\r\n\r\n" not in head:
+            self._socket.settimeout(_remaining(deadline))
+            data = self._socket.recv(_MAX_HEAD)
+            if not data or len(head) > _MAX_HEAD:
+                raise wire.WireError("no answer that HTTP knows")
+            head += data
+        status, _, body = head.partition(b"\r\n\r\n")
+        fields = status.split(None, 2)
+        if len(fields) < 2 or not fields[1].isdigit():
+            raise wire.WireError("no answer that HTTP knows")
+        return int(fields[1]), body.decode(errors="replace").strip() or f"HTTP status {fields[1].decode()}"
+
+    def close(self):
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def interrupt(self):
+        """End a call that another thread waits in."""
+        if (open_socket := self._socket) is not None:
+            _shut_down(open_socket)
+
+
+class Transport:
+    """Makes the calling ends. ``hello`` gives the HTTP fields that introduce this server to a member."""
+
+    def __init__(self, settings, hello):
+        self._settings, self._hello = settings, hello
+
+    def connection(self, lane):
+        """The calling end of a connection; *lane* tells the connections of one server to the same peer apart."""
+        return Connection(self._settings, self._hello, lane)
+
+    def identify(self, address):
+        """Who answers at ``HOST:PORT``: a dict with name, id and cluster. Raises PeerUnreachable."""
+        host, port = split_address(address)
+        connection = http.client.HTTPConnection(host, port, timeout=self._settings.rpc_timeout_seconds * 5)
+        try:
+            connection.request("GET", "/raft/identity")
+            identity = json.loads(connection.getresponse().read(_MAX_HEAD))
+            return {field: str(identity[field]) for field in ("name", "id", "cluster")}
+        except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
+            raise PeerUnreachable(f"no raftd answers at {address}: {error}") from error
+        finally:
+            connection.close()
+
+
+class PeerServer:
+    """The answering ends: a thread for each connection that a peer has opened.
+
+    ``admit(fields)`` gives the sender's name for the HTTP fields of its request, or raises Refusal;
+    ``handle(sender, configuration_index, request)`` gives the reply, or raises Refusal.
+    """
+
+    def __init__(self, admit, handle):
+        self._admit, self._handle = admit, handle
+        self._lock = threading.Lock()
+        self._open = {}  # (sender, lane) -> (socket, thread); a sender that connects again has given its old connection up
+        self._stopping = False
+
+    def serve(self, peer_socket, fields):
+        """Take over *peer_socket*, whose HTTP request had *fields* (names in lower case). Returns at once."""
+        try:
+            if fields.get("upgrade") != wire.PROTOCOL:
+                raise Refusal(f"peers speak {wire.PROTOCOL} here, not {fields.get('upgrade')}")
+            sender = self._admit(fields)
+        except Refusal as refusal:
+            _refuse(peer_socket, str(refusal))
+            return
+        key = (sender, fields.get("raft-lane", ""))
+        thread = threading.Thread(target=self._serve, args=(key, peer_socket), name=f"from-{sender}-{key[1]}")
+        with self._lock:
+            old = self._open.get(key)
+            if self._stopping:
+                peer_socket.close()
+                return
+            self._open[key] = (peer_socket, thread)
+        if old:
+            _shut_down(old[0])
+        thread.start()
+
+    def _serve(self, key, peer_socket):
+        sender = key[0]
+        try:
+            peer_socket.settimeout(None)
+            peer_socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            peer_socket.sendall(b"HTTP/1.1 101 Switching Protocols\r\n" + _head({"Connection": "Upgrade", "Upgrade": wire.PROTOCOL}))
+            while True:
+                request, configuration_index = receive(peer_socket)
+                if type(request) not in wire.REPLIES:
+                    raise wire.WireError(f"{type(request).__name__} is not a request")
+                reply = self._handle(sender, configuration_index, request)
+                log.log(TRACE, "rpc answered peer=%s request=%s reply=%s", sender, request, reply)
+                peer_socket.sendall(wire.encode(reply, 0))
+        except Refusal as refusal:
+            _try_to_send(peer_socket, wire.encode_refusal(str(refusal)))
+            log.debug("peer refused peer=%s reason=%s", sender, refusal)
+        except wire.WireError as error:
+            log.warning("peer sent nonsense, connection closed peer=%s error=%s", sender, error)
+        except OSError as error:
+            log.debug("connection of a peer ended peer=%s error=%s", sender, error)
+        except Exception:
+            log.exception("a request of a peer failed, connection closed peer=%s", sender)
+        finally:
+            peer_socket.close()
+            with self._lock:
+                if self._open.get(key, (None,))[0] is peer_socket:
+                    del self._open[key]
+
+    def stop(self):
+        """End every connection, and wait for the threads."""
+        with self._lock:
+            self._stopping = True
+            connections = list(self._open.values())
+        for peer_socket, _ in connections:
+            _shut_down(peer_socket)
+        for _, thread in connections:
+            thread.join()
+
+
+def receive(peer_socket, deadline=None):
+    """The next (message, configuration_index) from *peer_socket*. Raises OSError, WireError, Refusal."""
+    header = _receive_exactly(peer_socket, wire.HEADER.size, deadline)
+    payload = _receive_exactly(peer_socket, wire.payload_length(header), deadline)
+    return wire.decode(header, payload)
+
+
+def _receive_exactly(peer_socket, count, deadline):
+    parts = []
+    while count:
+        if deadline is not None:
+            peer_socket.settimeout(_remaining(deadline))
+        data = peer_socket.recv(min(count, 1 << 20))
+        if not data:
+            raise ConnectionResetError("the connection was closed")
+        parts.append(data)
+        count -= len(data)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def split_address(address):
+    """(host, port) of ``HOST:PORT``; an IPv6 host stands in brackets."""
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def _remaining(deadline):
+    seconds = deadline - time.monotonic()
+    if seconds <= 0:
+        raise TimeoutError("timed out")
+    return seconds
+
+
+def _head(fields):
+    return "".join(f"{name}: {value}\r\n" for name, value in fields.items()).encode("latin-1") + b"\r\n"
+
+
+def _refuse(peer_socket, text):
+    body = text.encode() + b"\n"
+    head = _head({"Content-Type": "text/plain", "Content-Length": len(body), "Connection": "close", "X-Raft-Error": "refused"})
+    _try_to_send(peer_socket, b"HTTP/1.1 403 Forbidden\r\n" + head + body)
+    peer_socket.close()
+
+
+def _try_to_send(peer_socket, data):
+    """The last words on a connection; that they do not arrive changes nothing."""
+    try:
+        peer_socket.settimeout(1)
+        peer_socket.sendall(data)
+    except OSError as error:
+        log.debug("the refusal did not reach the peer error=%s", error)
+
+
+def _shut_down(open_socket):
+    try:
+        open_socket.shutdown(socket.SHUT_RDWR)
+    except OSError as error:
+        log.debug("already closed error=%s", error)

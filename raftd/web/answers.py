@@ -1,0 +1,150 @@
+"""Shapes answers: values, JSON, errors, the headers on each. Must not know what a request asked for."""
+
+import json
+import logging
+from http import HTTPStatus
+from urllib.parse import quote
+
+from flask import Response, request
+
+from raftd.errors import BadRequest, MethodNotAllowed, NotFound, NotLeader, Overloaded, PreconditionFailed, RaftdError, TooLarge
+from raftd.web.current import current_node
+from raftd.web.parameters import wants_redirect
+
+log = logging.getLogger(__name__)
+
+TEXT = "text/plain; charset=utf-8"
+RETRY_AFTER_SECONDS = 1
+
+
+def add_raft_headers(response):
+    """What every answer carries; what the view knows better, such as the index of a read, stays."""
+    headers = response.headers
+    present = {name for name, _ in headers}
+    for name, value in current_node().headers().items():
+        if name not in present:
+            headers.add(name, value)
+    headers.add("Cache-Control", "no-cache")  # a cache on the way would make a linearizable read stale
+    return response
+
+
+def value_answer(found):
+    """The value as it was sent. A browser must not take it for a page of ours."""
+    headers = {
+        "Content-Type": _content_type(found.value),
+        "ETag": f'"{found.modified_index}"',
+        "X-Raft-Index": str(found.applied_index),
+        "X-Content-Type-Options": "nosniff",
+        "Content-Security-Policy": "sandbox",
+    }
+    return Response(found.value, headers=headers)
+
+
+def _content_type(value):
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return "application/octet-stream"
+    return TEXT
+
+
+def no_value_answer(index):
+    """For a key that does not exist; without a body, so that a shell's ``$(curl -s ...)`` is empty."""
+    return error_answer(NotFound("no such key"), index, body="")
+
+
+def done_answer(index=None, etag=None):
+    """200 without a body."""
+    return Response(headers=_known({"Content-Type": TEXT, "X-Raft-Index": index, "ETag": etag}))
+
+
+def text_answer(line):
+    return Response(line + "\n", headers={"Content-Type": TEXT})
+
+
+def json_answer(value):
+    return Response(_json(value), headers={"Content-Type": "application/json"})
+
+
+def _json(value):
+    return json.dumps(value) + "\n"
+
+
+def error_answer(error, index=None, body=None):
+    """The answer for a RaftdError. *index*: the log index it reflects, if that is known. *body* replaces the error's line."""
+    if isinstance(error, NotLeader) and error.leader and wants_redirect():
+        return _redirect_answer(error.leader)
+    headers = {
+        "Content-Type": TEXT,
+        "X-Raft-Error": error.code,
+        "X-Raft-Retry": error.retry,
+        "X-Raft-Index": index,
+        "X-Raft-Leader": error.leader,
+        "X-Content-Type-Options": "nosniff",
+        "ETag": error.etag if isinstance(error, PreconditionFailed) else None,
+        "Retry-After": RETRY_AFTER_SECONDS if isinstance(error, Overloaded) else None,
+    }
+    detail = " ".join(str(error).split())
+    if body is None and _wants_json():
+        headers["Content-Type"] = "application/problem+json"
+        body = _json(_problem(error, detail))
+    return Response(detail + "\n" if body is None else body, error.status, _known(headers))
+
+
+def _problem(error, detail):
+    """RFC 9457."""
+    return {
+        "title": HTTPStatus(error.status).phrase,
+        "status": error.status,
+        "detail": detail,
+        "code": error.code,
+        "retry": error.retry,
+        "leader": error.leader or current_node().headers().get("X-Raft-Leader"),
+    }
+
+
+def _wants_json():
+    """JSON is for who names it and does not like text better; ``*/*`` alone, as curl sends it, means text."""
+    accept = request.accept_mimetypes
+    named = [quality for kind, quality in accept if kind in ("application/json", "application/problem+json")]
+    return max(named, default=0) > 0 and max(named) >= accept.quality("text/plain")
+
+
+def _redirect_answer(leader):
+    """307 keeps method and body. The path goes out as it came in, or a client would tidy up an escaped ``..`` in a key."""
+    environ = request.environ
+    target = environ.get("REQUEST_URI", "")
+    if not target.startswith("/"):  # not every server says it, and a proxy's client may send a whole URL
+        target = quote(environ["SCRIPT_NAME"] + environ["PATH_INFO"], encoding="latin-1") + "?" + environ["QUERY_STRING"]
+    return Response(status=307, headers={"Content-Type": TEXT, "Location": leader + target, "X-Raft-Leader": leader})
+
+
+def http_error_answer(error):
+    """The answer for what Flask refuses by itself: no such path, no such method, a body that cannot be read."""
+    if error.code is None or error.code >= 500:
+        return unexpected_error_answer(error)
+    answer = error_answer(_HTTP_ERRORS.get(error.code, _bad_request)(error))
+    answer.headers.extend(_known({"Allow": ", ".join(sorted(getattr(error, "valid_methods", None) or ())) or None}))
+    return answer
+
+
+def _bad_request(error):
+    return BadRequest(error.description)
+
+
+_HTTP_ERRORS = {
+    404: lambda error: NotFound("no such path"),
+    405: lambda error: MethodNotAllowed("this path does not have this method"),
+    413: lambda error: TooLarge("the request is too large"),
+}
+
+
+def unexpected_error_answer(error):
+    """A fault of ours: all of it in the log, one line to the client."""
+    log.error("request failed method=%s path=%r", request.method, request.path, exc_info=error)
+    return error_answer(RaftdError("internal error; the log of this node says more"))
+
+
+def _known(headers):
+    """*headers* without those that have no value."""
+    return {name: str(value) for name, value in headers.items() if value is not None}

@@ -1,0 +1,170 @@
+"""Reads what a request says: parameters, keys, conditions, bodies. Refuses with BadRequest or TooLarge; must not answer.
+
+Whatever is not understood is refused, never skipped: a misspelt ``level=stael`` must not become another kind of read.
+"""
+
+import json
+import re
+
+from flask import request
+from werkzeug.exceptions import RequestEntityTooLarge
+
+from raftd.config import MAX_KEY_BYTES, duration
+from raftd.errors import BadRequest, TooLarge
+from raftd.kv import Conditions
+from raftd.web.current import current_node
+
+LEVELS = ("linearizable", "stale")
+MAX_TIMEOUT_SECONDS = 60.0
+MAX_ENTITY_TAGS = 100
+MAX_JSON_BYTES = 64 * 1024
+
+# RFC 9110, section 8.8.3: an entity tag is opaque; ours are the canonical decimal form of a log index.
+_ENTITY_TAG = re.compile(r'(W/)?"([\x21\x23-\x7e\x80-\xff]*)"')
+_ENTITY_TAGS = re.compile(rf"[ \t,]*{_ENTITY_TAG.pattern}(?:[ \t]*,[ \t,]*{_ENTITY_TAG.pattern})*[ \t,]*")
+_OUR_TAG = re.compile(r"[1-9][0-9]{0,17}")
+
+_BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
+
+
+def key_of(key):
+    """*key* as it came out of the path, if it is one; the path is percent-decoded already."""
+    path = request.environ["PATH_INFO"]
+    if not path.isascii():
+        _require_utf8(path)  # Flask has put U+FFFD in place of what is not UTF-8
+    # Before it decodes, waitress cuts the path at a bare # and drops bare tabs: what is left names another key.
+    target = request.environ.get("REQUEST_URI", "")
+    if "#" in target or "\t" in target:
+        raise BadRequest("a # in the path must be sent as %23, and a tab as %09")
+    if "%" in target and _BAD_ESCAPE.search(target):
+        raise BadRequest("a % in the path must be sent as %25")
+    if not key:
+        raise BadRequest("a key must not be empty")
+    if len(key) > MAX_KEY_BYTES or len(key.encode()) > MAX_KEY_BYTES:
+        raise TooLarge(f"a key is at most {MAX_KEY_BYTES} bytes long")
+    return key
+
+
+def _require_utf8(path):
+    try:
+        path.encode("latin-1").decode()
+    except UnicodeError:
+        raise BadRequest("a key must be UTF-8") from None
+
+
+def value_of_body():
+    """The bytes of the request, whatever its Content-Type says."""
+    return _body(current_node().settings.max_value_bytes, "a value")
+
+
+def json_of_body(**types):
+    """The JSON object in the body, which may have the members of *types*, each of that type; ``{}`` for an empty body."""
+    body = _body(MAX_JSON_BYTES, "a JSON body")
+    try:
+        members = json.loads(body) if body.strip() else {}
+    except (ValueError, RecursionError):
+        raise BadRequest("the body is not JSON") from None
+    if not isinstance(members, dict):
+        raise BadRequest("the body must be a JSON object")
+    for name, member in members.items():
+        if name not in types:
+            raise BadRequest(f"there is no member {_shown(name)} here; known: {', '.join(types)}")
+        if type(member) is not types[name]:
+            raise BadRequest(f'"{name}" must be {_JSON_TYPES[types[name]]}')
+    return members
+
+
+_JSON_TYPES = {str: "a string", bool: "true or false"}
+
+
+def _body(limit, what):
+    # One byte more than the limit: a body of unknown length is cut off there, and must not pass for a whole one.
+    request.max_content_length = limit + 1
+    try:
+        body = request.get_data(cache=False)
+    except RequestEntityTooLarge:
+        body = None
+    if body is None or len(body) > limit:
+        raise TooLarge(f"{what} is at most {limit} bytes long")
+    if len(body) != (request.content_length or len(body)):
+        raise BadRequest("the body is shorter than its Content-Length")
+    return body
+
+
+def query(**defaults):
+    """The parameters of the URL. *defaults* are those this request may have; any other, or one given twice, is refused."""
+    if not request.query_string:
+        return defaults
+    for name, texts in request.args.lists():
+        if name not in defaults:
+            known = ", ".join(defaults) or "none"
+            raise BadRequest(f"there is no parameter {_shown(name)} here; known: {known}")
+        if len(texts) > 1:
+            raise BadRequest(f"the parameter {name} is given {len(texts)} times")
+        defaults[name] = _PARSERS[name](texts[0])
+    return defaults
+
+
+def _level(text):
+    if text not in LEVELS:
+        raise BadRequest(f"level is linearizable or stale, not {_shown(text)}")
+    return text
+
+
+def _min_index(text):
+    if not re.fullmatch(r"[0-9]{1,18}", text):
+        raise BadRequest(f"min_index is a log index, not {_shown(text)}")
+    return int(text)
+
+
+def _timeout(text):
+    try:
+        seconds = duration(text)
+    except ValueError:
+        raise BadRequest(f"timeout is a duration such as 500ms or 5s, not {_shown(text)}") from None
+    if not 0 < seconds <= MAX_TIMEOUT_SECONDS:
+        raise BadRequest(f"timeout is more than 0s and at most {MAX_TIMEOUT_SECONDS:.0f}s, not {_shown(text)}")
+    return seconds
+
+
+def _redirect(text):
+    if text not in ("", "1", "true", "0", "false"):
+        raise BadRequest(f"redirect is true or false, not {_shown(text)}")
+    return text not in ("0", "false")
+
+
+_PARSERS = {"level": _level, "min_index": _min_index, "timeout": _timeout, "redirect": _redirect}
+
+
+def wants_redirect():
+    """Whether the request asks to be sent on to the leader."""
+    return "redirect" in request.args and _redirect(request.args["redirect"])
+
+
+def conditions():
+    """What If-Match and If-None-Match ask for."""
+    return Conditions(_entity_tags("If-Match"), _entity_tags("If-None-Match"))
+
+
+def _entity_tags(header):
+    """None, ``"*"``, or the log indexes named; a tag that cannot be one of ours (weak, not a number) matches nothing."""
+    text = request.headers.get(header)
+    if text is None or text.strip() == "*":
+        return text and "*"
+    if not _ENTITY_TAGS.fullmatch(text):
+        raise BadRequest(f'{header} is * or entity tags such as "42", with the quotes')
+    tags = _ENTITY_TAG.findall(text)
+    if len(tags) > MAX_ENTITY_TAGS:
+        raise BadRequest(f"{header} has more than {MAX_ENTITY_TAGS} entity tags")
+    return tuple(int(tag) for weak, tag in tags if not weak and _OUR_TAG.fullmatch(tag))
+
+
+def refuse_idempotency_key():
+    """To take the header and not keep its promise would apply a command twice."""
+    if "Idempotency-Key" in request.headers:
+        raise BadRequest("Idempotency-Key is not supported")
+
+
+def _shown(text):
+    """*text* for an error: one line, of bounded length."""
+    return repr(text if len(text) <= 60 else text[:60] + "...")
