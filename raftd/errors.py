@@ -122,6 +122,9 @@ class Refusal(Exception):
     """A server will not talk to this peer; the text says why."""
 
 
+REPLACE_NODE = "remove this node from the cluster and join it again with an empty data path"
+
+
 class StartupError(Exception):
     """The process cannot start, or cannot go on; the text is one line that says what and what to do."""
 

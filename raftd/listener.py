@@ -1,9 +1,9 @@
 """The one port of a node: waitress, with a place in it for everybody.
 
-waitress reads requests in one thread and hands each complete one to a dispatcher. Ours has three pools of threads, so that neither those who
-wait for a commit nor those who wait for a new member keep out who asks for the health of the node; and it takes the connections of
-peers out of waitress altogether: they get a thread of their own in ``transport.PeerServer``. Slow and idle connections cost
-waitress a place in its poll set and nothing else.
+waitress reads requests in one thread and hands each complete one to a dispatcher. Ours has three pools of threads, so that
+neither those who wait for a commit nor those who wait for a new member keep out who asks for the health of the node; and it
+takes the connections of peers out of waitress altogether: they get a thread of their own in ``transport.PeerServer``. Slow
+and idle connections cost waitress a place in its poll set and nothing else.
 """
 
 import logging

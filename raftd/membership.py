@@ -15,9 +15,9 @@ SILENCE_SECONDS = 5.0  # a learner that does not answer for so long while it sho
 def join(node, identify, name, address, voter, deadline):
     """Make the server *name* at ``HOST:PORT`` a member of the cluster, a learner first (thesis 4.2.1). May be repeated.
 
-    ``identify(address)`` asks who answers there, before anything changes. Raises BadRequest when that is not *name*, or not a server of
-    this cluster; CommitTimeout while it catches up; NotLeader; and what ``Node.propose`` raises. A learner that this call has added and that
-    falls silent is removed.
+    ``identify(address)`` asks who answers there, before anything changes. Raises BadRequest when that is not *name*, or not a
+    server of this cluster; CommitTimeout while it catches up; NotLeader; and what ``Node.propose`` raises. A learner that this
+    call has added and that falls silent is removed.
     """
     _check_leads(node)
     identity = _identity_at(node, identify, name, address)

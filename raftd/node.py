@@ -1,16 +1,18 @@
 """The runtime of one server: the threads around the Raft core, and what waits for it.
 
-**One lock guards the core and those who wait on it, and nothing else: no disk write, no RPC and no callback happens while it is held.** What a
-thread needs it takes out under the lock, works on it without, and reports back under the lock. ``..._locked`` marks a helper that needs the
-lock held. Threads: ``election-timer``; ``log-writer``; ``applier``; and for each peer ``to-NAME-small`` (votes, heartbeats, reads) and
-``to-NAME-data`` (entries, snapshots), so that a heartbeat never queues behind data. All are joined by ``stop``.
+**One lock guards the core and those who wait on it, and nothing else: no disk write, no RPC and no callback happens while it
+is held.** What a thread needs it takes out under the lock, works on it without, and reports back under the lock.
+``..._locked`` marks a helper that needs the lock held. Threads: ``election-timer``; ``log-writer``; ``applier``; and for
+each peer ``to-NAME-small`` (votes, heartbeats, reads) and ``to-NAME-data`` (entries, snapshots), so that a heartbeat never
+queues behind data. All are joined by ``stop``.
 
 A node knows neither SQLite nor HTTP, nor what a command means. It is handed
 
 storage        ``load()``, ``save(unsaved)``, ``reopen()``, ``close()``: see ``raftd.storage.Storage``
 transport      ``connection()``, whose ``call(member, request, configuration_index)``, ``interrupt()`` and ``close()`` reach a peer: see
                ``raftd.transport.Transport``
-state machine  ``position``, ``apply``, ``read``, ``checkpoint``, ``snapshot``, ``receive``, ``install``, ``close``: see ``raftd.kv.KeyValueStore``
+state machine  ``position``, ``apply``, ``read``, ``checkpoint``, ``snapshot``, ``receive``, ``install``, ``close``: see
+               ``raftd.kv.KeyValueStore``
 """
 
 import logging
@@ -24,6 +26,7 @@ from typing import Any, NamedTuple
 from raftd import membership
 from raftd.config import Settings
 from raftd.errors import (
+    REPLACE_NODE,
     CommitTimeout,
     DamagedFiles,
     Discarded,
@@ -138,9 +141,8 @@ class Node:
         agrees = raft_log.term_at(position.index) == position.term
         if not agrees and not (was_installed and position.index > base.index):
             raise DamagedFiles(
-                f"state.db stands at entry {position.index} of term {position.term}, but the log in raft.db has entries {base.index + 1} to "
-                f"{raft_log.last_index} and not that one: a file was lost or exchanged; remove this node from the cluster and join it "
-                "again with an empty data path")
+                f"state.db stands at entry {position.index} of term {position.term}, but the log in raft.db has entries {base.index + 1} "
+                f"to {raft_log.last_index} and not that one: a file was lost or exchanged; {REPLACE_NODE}")
         applied = position.index if agrees else base.index
         raft = Raft(self.name, saved.hard_state, raft_log, configurations, applied, self.settings, self._random, time.monotonic())
         if not agrees:  # a crash came between the installation of a snapshot and the log

@@ -7,7 +7,7 @@ import signal
 import threading
 
 from raftd import __version__, listener
-from raftd.errors import DamagedFiles, Refusal, StartupError
+from raftd.errors import REPLACE_NODE, DamagedFiles, Refusal, StartupError
 from raftd.joining import Joiner, cluster_at, find_cluster
 from raftd.kv import KeyValueStore
 from raftd.node import Node
@@ -59,8 +59,7 @@ class DataPath:
             raise StartupError(f"{path} cannot be used: {error.strerror}") from error
         self.is_new = not Storage.exists(path)
         if self.is_new and self._holds("state.db"):
-            raise DamagedFiles(f"{path} has a state.db but no raft.db, so the log is lost; remove this node from the cluster and join it "
-                               "again with an empty data path")
+            raise DamagedFiles(f"{path} has a state.db but no raft.db, so the log is lost; {REPLACE_NODE}")
         if self.is_new and self._holds("log") and self._holds("conf"):
             raise StartupError(f"{path} holds data of the original raftd, which this one cannot read; choose another data path")
 

@@ -1,8 +1,9 @@
 """raft.db: the term, the vote, the log and the identity of one server, on SQLite. Knows nothing of Raft's rules.
 
-WAL with ``synchronous=FULL``: what ``save`` has returned from is on the disk. A save that raised is neither there nor not there;
-the connection is then good for nothing but ``close``, and the file must be opened and read again (``Storage.open`` writes what it finds to the
-main file and syncs it, because pages that a failed fsync left behind are not on the disk although they can be read).
+WAL with ``synchronous=FULL``: what ``save`` has returned from is on the disk. A save that raised is neither there nor not
+there; the connection is then good for nothing but ``close``, and the file must be opened and read again (``Storage.open``
+writes what it finds to the main file and syncs it, because pages that a failed fsync left behind are not on the disk
+although they can be read).
 """
 
 import fcntl
@@ -15,7 +16,7 @@ import zlib
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from raftd.errors import DamagedFiles, StartupError, StorageFailed
+from raftd.errors import REPLACE_NODE, DamagedFiles, StartupError, StorageFailed
 from raftd.raft.configuration import NOBODY, Configuration
 from raftd.raft.core import Base
 from raftd.raft.messages import Entry, HardState
@@ -175,7 +176,7 @@ class Storage:
         return entries
 
     def _damaged(self, what):
-        raise DamagedFiles(f"{self.path} is damaged: {what}; remove this node from the cluster and join it again with an empty data path")
+        raise DamagedFiles(f"{self.path} is damaged: {what}; {REPLACE_NODE}")
 
     def save(self, unsaved):
         """Make *unsaved* durable, all of it or none. Raises StorageFailed, and then the file must be opened again."""
@@ -261,4 +262,4 @@ def _translated(path):
     except sqlite3.OperationalError as error:
         raise StorageFailed(f"{path}: {error}", full=is_full(error)) from error
     except (sqlite3.DatabaseError, UnicodeDecodeError, ValueError, TypeError, struct.error) as error:
-        raise DamagedFiles(f"{path} is damaged: {error}; remove this node from the cluster and join it again with an empty data path") from error
+        raise DamagedFiles(f"{path} is damaged: {error}; {REPLACE_NODE}") from error

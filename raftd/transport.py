@@ -1,8 +1,8 @@
 """Both ends of the connections between peers: kept open, one call at a time on each, frames of ``raftd.wire``.
 
-A connection begins as an HTTP request on the one port of a node, and is then switched to frames (HTTP Upgrade), so that a call between peers
-costs neither HTTP nor a place in the queue of clients. Who connects says which cluster it belongs to, who it is, and whom it wants to
-reach, by name and id; the other side refuses what does not fit before any message is read.
+A connection begins as an HTTP request on the one port of a node, and is then switched to frames (HTTP Upgrade), so that a
+call between peers costs neither HTTP nor a place in the queue of clients. Who connects says which cluster it belongs to, who
+it is, and whom it wants to reach, by name and id; the other side refuses what does not fit before any message is read.
 """
 
 import http.client

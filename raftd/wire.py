@@ -2,8 +2,8 @@
 
     length u32 | kind u8 | configuration_index u64 | crc32 u32 | payload
 
-``length`` counts the payload, the checksum covers kind, configuration_index and payload. Big-endian throughout. ``PROTOCOL`` names the format;
-peers that speak another one are refused when they connect.
+``length`` counts the payload, the checksum covers kind, configuration_index and payload. Big-endian throughout. ``PROTOCOL``
+names the format; peers that speak another one are refused when they connect.
 """
 
 import struct

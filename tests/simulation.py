@@ -1,7 +1,7 @@
-"""A cluster of the production core under a simulated clock, network and disk. One seed decides all; Figure 3 is asserted at every step.
+"""A cluster of the production core under a simulated clock, network and disk. One seed decides all; Figure 3 holds at every step.
 
-A server's disk keeps what ``saved`` has reported and nothing else. Its state machine is a position in the one sequence of committed entries,
-so that "applied the same" is "applied what ``History.committed`` says". Knows nothing of threads, sockets or files.
+A server's disk keeps what ``saved`` has reported and nothing else. Its state machine is a position in the one sequence of
+committed entries, so that "applied the same" is "applied what ``History.committed`` says". Knows nothing of threads, sockets or files.
 """
 
 import heapq
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from raftd.config import Settings
 from raftd.errors import RaftdError
 from raftd.raft.configuration import NOBODY, Configuration, Configurations, Member
-from raftd.raft.core import Answer, Base, Raft
+from raftd.raft.core import Base, Raft
 from raftd.raft.log import Log
 from raftd.raft.messages import CONFIGURATION, AppendEntriesReply, HardState, InstallSnapshot, InstallSnapshotReply, RequestVote
 
@@ -24,7 +24,10 @@ CHUNKS = 3  # a snapshot is sent in so many chunks
 class Faults:
     """How often what happens, each a chance per message, or per server and step; the defaults are peace.
 
-    delay_seconds  the longest way of a message, ``stall`` of a write that hangs for up to 1.5 s, ``skew`` of clocks that run faster or slower
+    delay_seconds  the longest way of a message
+    stall          a write that hangs for up to 1.5 s
+    skew           how far clocks run faster or slower than time
+    impatient      a server waits less long for its disk before it answers a peer
     """
 
     loss: float = 0.0
@@ -47,14 +50,14 @@ class Faults:
         """Rates anew for each seed, many of them nil: a mild mix of everything finds less than an odd one."""
         def some(most):
             return rng.choice((0, 0, most / 4, most)) * rng.random()
-        return cls(writes=0.2, loss=some(0.3), duplicate=some(0.5), delay_seconds=rng.choice((0.005, 0.02, 0.1, 0.3)), crash=some(0.004), pause=some(0.003),
-                   cut=some(0.02), heal=rng.choice((0.01, 0.05)), slow_disk=rng.choice((0, 0.5, 0.9)), stall=some(0.01),
-                   membership=some(0.3), transfer=some(0.02), impatient=some(0.5),
+        return cls(writes=0.2, loss=some(0.3), duplicate=some(0.5), delay_seconds=rng.choice((0.005, 0.02, 0.1, 0.3)),
+                   crash=some(0.004), pause=some(0.003), cut=some(0.02), heal=rng.choice((0.01, 0.05)),
+                   slow_disk=rng.choice((0, 0.5, 0.9)), stall=some(0.01), membership=some(0.3), transfer=some(0.02), impatient=some(0.5),
                    skew=some(0.3))
 
 
 class Disk:
-    """raft.db and state.db of one server, as they would be found after a power cut, but for ``position``: after a mere kill -9."""
+    """raft.db and state.db of one server, as a power cut leaves them; ``position`` survives only a kill -9."""
 
     def __init__(self, configuration):
         self.hard_state, self.base, self.entries = HardState(0, None), Base(0, 0, configuration), []
@@ -98,7 +101,7 @@ class Server:
         self.up = False
 
     def boot(self, now, history):
-        """What the runtime does at start: a state machine that the log does not lead up to was installed, and the log begins there."""
+        """What the runtime does at start. A state that the log does not lead up to was installed; the log then begins there."""
         disk = self.disk
         assert disk.position >= disk.base.index, "the state machine is behind the beginning of the log"
         if disk.position > 0 and disk.term_at(disk.position) != (term := history.term_at(disk.position)):
@@ -254,8 +257,9 @@ class Cluster:
             for action in actions:
                 action(server)
         self.check()
-        self.trace = zlib.crc32(repr([(s.raft.term, s.raft.commit_index, s.raft.log.last_index) for s in self.servers.values()]).encode(),
-                                self.trace)
+        rafts = [server.raft for server in self.servers.values()]
+        seen = [(raft.term, raft.commit_index, raft.log.last_index) for raft in rafts]
+        self.trace = zlib.crc32(repr(seen).encode(), self.trace)
 
     def peace(self):
         """From now on nothing fails; what is down comes back."""
@@ -266,15 +270,23 @@ class Cluster:
             if not server.up:
                 server.boot(self.now, self.history)
 
+    def cut_off(self, name):
+        """Nothing reaches *name*, and nothing comes from it."""
+        for other in self.servers:
+            self.cut_link(name, other)
+
+    def cut_link(self, one, other):
+        self._cut |= {(one, other), (other, one)}
+
     def _tick(self, server):
         server.clock = max(server.clock, self.now * server.speed)
         server.raft.tick(server.clock)
 
     def _disk(self, server):
         server.write(self.now, self.faults)
+        self._check_commit(server)
 
     def _apply(self, server):
-        self._check_commit(server)
         server.apply(self.history)
         server.answer_reads(self.history)
         if self.rng.random() < 0.02:
@@ -376,6 +388,7 @@ class Cluster:
             return
         before = server.raft.term, server.raft.voted_for
         answer = server.raft.handle(request)
+        self._check_commit(server)
         if isinstance(request, RequestVote) and request.pre_vote:
             assert before == (server.raft.term, server.raft.voted_for), "a pre-vote changed something"
         if isinstance(request, InstallSnapshot) and answer.make_reply is None:
@@ -399,7 +412,7 @@ class Cluster:
                 self._carry(call[1], call[0], self._finish, call, answer.request, asker, answer.reply)
 
     def _finish(self, call, request, asker, reply):
-        """The reply arrives, or (None) does not in time, whichever comes first; a server that is paused meets it when it wakes."""
+        """The reply arrives, or (None) does not in time; a server that is paused meets it when it wakes."""
         server = self.servers[call[0]]
         if self._busy.get(call) is not request:
             return
@@ -409,6 +422,7 @@ class Cluster:
         del self._busy[call]
         if server.up and server.raft is asker:
             asker.handle_reply(call[1], request, reply)
+            self._check_commit(server)
 
     # The judge
 
@@ -442,7 +456,8 @@ class Cluster:
             case AppendEntriesReply(success=True, match_index=index):
                 assert index <= durable, f"{server.name} has {durable} on disk, and says {index}"
             case InstallSnapshotReply(installed=True):
-                assert request.last_included_index <= durable, f"{server.name} has {durable} on disk, and says {request.last_included_index}"
+                index = request.last_included_index
+                assert index <= durable, f"{server.name} has {durable} on disk, and says {index} is installed"
         if isinstance(request, RequestVote) and not request.pre_vote and reply.vote_granted:
             assert disk.hard_state == (request.term, request.candidate_id), (disk.hard_state, request)
             self._check_vote(server.name, request.term, request.candidate_id)
@@ -469,7 +484,7 @@ class Cluster:
                 history.committed.append(entry)
                 history.commit_terms.append(raft.term)
                 holders = {name for name, other in self.servers.items() if other.disk.holds(index, entry.term)}
-                assert raft.configuration.is_majority(holders), f"{server.name} committed {entry}, which only {holders} have on disk"
+                assert raft.configuration.is_majority(holders), f"{entry} was committed with only {holders}"
             assert history.committed[index - 1] == entry, f"{server.name} committed {entry}, not {history.committed[index - 1]}"
         self._commits[server.name] = raft, raft.commit_index
 
@@ -483,7 +498,7 @@ class Cluster:
         checked = max(self._checked.get(raft.term, 0), raft.log.snapshot_index)
         for index in range(checked + 1, len(history.committed) + 1):
             if history.commit_terms[index - 1] < raft.term:
-                assert raft.log.term_at(index) == history.term_at(index), f"the leader of term {raft.term} lacks committed entry {index}"
+                assert raft.log.term_at(index) == history.term_at(index), f"the leader of term {raft.term} lacks entry {index}"
         self._checked[raft.term] = len(history.committed)
         newest = raft.term == max(other.disk.hard_state.term for other in self.servers.values())
         for peer, progress in raft.role.progress.items():
@@ -493,7 +508,7 @@ class Cluster:
                 assert disk.holds(progress.match_index, raft.log.term_at(progress.match_index)), (server.name, peer, progress)
 
     def check_logs(self):
-        """Log Matching: an (index, term) names one entry and one predecessor, everywhere and for ever; and memberships follow the log."""
+        """Log Matching: (index, term) names one entry and one predecessor, everywhere and for ever. Members are as the log says."""
         for server in self.servers.values():
             log, configurations = server.raft.log, server.raft.configurations
             previous = log.snapshot_term
@@ -503,7 +518,7 @@ class Cluster:
                 previous = entry.term
             changes = [e for e in log.entries(log.first_index, log.last_index) if e.kind == CONFIGURATION]
             if changes:
-                assert configurations.latest_index == changes[-1].index, f"{server.name} does not use the newest configuration of its log"
+                assert configurations.latest_index == changes[-1].index, f"{server.name} uses an old configuration"
                 assert configurations.latest == Configuration.decode(changes[-1].command), server.name
             if server.raft.is_leader:
                 assert sum(entry.index > len(self.history.committed) for entry in changes) <= 1, "two uncommitted configurations"
@@ -516,15 +531,19 @@ class Cluster:
         leaders = [server for server in self.servers.values() if server.up and server.raft.is_leader]
         return max(leaders, key=lambda server: server.raft.term, default=None)
 
+    def led(self):
+        """True if all members follow one leader, which has committed an entry of its term."""
+        leader = self.leader
+        if leader is None or leader.raft.commit_index < leader.raft.role.first_index:
+            return False
+        return leader.raft.configuration.is_voter(leader.name) and all(
+            self.servers[name].raft.leader_id == leader.name for name in leader.raft.configuration.members)
+
     def converged(self):
-        """True if one leads, and all members have its log and have applied what it has."""
-        if self.leader is None:
+        """True if, besides, they have its log and have applied what it has."""
+        if not self.led():
             return False
         raft = self.leader.raft
         members = [self.servers[name] for name in raft.configuration.members]
-        return raft.configuration.is_voter(raft.name) and all(
-            server.raft.leader_id == raft.name and server.raft.log.last_index == raft.log.last_index
-            and server.raft.log.last_term == raft.log.last_term and server.disk.position == raft.commit_index for server in members)
-
-
-__all__ = ["Answer", "Cluster", "Faults"]
+        return all((server.raft.log.last_index, server.raft.log.last_term) == (raft.log.last_index, raft.log.last_term)
+                   and server.disk.position == raft.commit_index for server in members)

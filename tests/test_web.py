@@ -345,7 +345,7 @@ TAGS = [
     ('"0"', ()),
     ('""', ()),
     ('"-1"', ()),
-    ('"' + 30 * "9" + '"', ()),
+    ('"' + 5000 * "9" + '"', ()),
 ]
 BAD_TAGS = [
     "", "41", '"41', '41"', "'41'", '"41" "42"', '*, "41"', '"41", *', "**", 'w/"41"', "W/41", '"4 1"', ",", '"1", x',
@@ -750,9 +750,7 @@ class BrokenBody(BytesIO):
 def test_the_web_knows_only_errors_config_and_kv():
     for path in Path(web.__file__).parent.glob("*.py"):
         statements = list(ast.walk(ast.parse(path.read_text())))
-        assert not [
-            each for each in statements if isinstance(each, ast.Import) and {"threading", "sqlite3", "time"} & names(each)
-        ]
+        assert not [each for each in statements if isinstance(each, ast.Import) and {"threading", "sqlite3", "time"} & names(each)]
         sources = {each.module for each in statements if isinstance(each, ast.ImportFrom)}
         rooms = {source.split(".")[1] for source in sources if source.startswith("raftd.")}
         assert rooms <= {"web", "errors", "config", "kv"} and "raftd" not in sources, path

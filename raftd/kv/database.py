@@ -86,6 +86,13 @@ def check_tables(connection, path):
         raise DamagedFiles(f"{path}: damaged: its tables are not those of format {FORMAT}")
 
 
+def check_size(connection, path):
+    """Raise DamagedFiles if the file, whose WAL is empty, is shorter than it should be: SQLite takes a last page cut short for whole."""
+    (size,) = connection.execute("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size").fetchone()
+    if os.path.getsize(path) < size:
+        raise DamagedFiles(f"{path}: damaged: {os.path.getsize(path)} of {size} bytes are left")
+
+
 def check_pages(connection, path):
     """Raise DamagedFiles unless SQLite finds the structure of the whole file sound; takes time in proportion to its size."""
     [(verdict,)] = connection.execute("PRAGMA quick_check(1)").fetchall()
@@ -146,7 +153,8 @@ def read_position(connection, path):
 def write_position(cursor, position):
     cursor.execute(
         "INSERT INTO position VALUES (1, :index, :term, :configuration, :installed_index, :checksum)"
-        " ON CONFLICT (id) DO UPDATE SET applied_index = :index, applied_term = :term, configuration = :configuration, installed_index = :installed_index,"
+        " ON CONFLICT (id) DO UPDATE SET applied_index = :index, applied_term = :term,"
+        " configuration = :configuration, installed_index = :installed_index,"
         " checksum = :checksum",
         {**position._asdict(), "checksum": _position_checksum(position)},
     )

@@ -90,7 +90,7 @@ class KeyValueStore:
         return outcomes
 
     def read(self, query):
-        """The answer to a Get, as Found; never waits for ``apply``. Raises StorageFailed if it cannot be read as it was written."""
+        """The answer to a Get, as Found; never waits for ``apply``. Raises StorageFailed if it is not as it was written."""
         assert isinstance(query, Get), query
         with self._readers.connection() as connection:
             rows = connection.execute(_ROW_AND_INDEX, (query.key,)).fetchall()
@@ -137,8 +137,8 @@ class KeyValueStore:
     def install(self, incoming):
         """Put a received copy in the place of the state; *incoming* is used up, whatever happens.
 
-        Raises BadSnapshot if it is not what was announced or is older than the state, StorageFailed if the disk fails; the old state
-        is still there then, unless it was the last sync that failed: ``position`` tells.
+        Raises BadSnapshot if it is not what was announced or is older than the state, StorageFailed if the disk fails; the old
+        state is still there then, unless it was the last sync that failed: ``position`` tells.
         """
         with self._incoming_lock:
             if self._incoming is incoming:
@@ -198,6 +198,8 @@ class KeyValueStore:
             database.check_tables(writer, self._path)
             self._position = database.read_position(writer, self._path)
             all_moved, _ = database.checkpoint(writer, "TRUNCATE")
+            if all_moved:
+                database.check_size(writer, self._path)
             self._file_id = _file_id(self._path)
         except BaseException:
             writer.close()

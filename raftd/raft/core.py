@@ -1,8 +1,9 @@
 """Raft, the algorithm: requests in, replies out. No thread, clock, file, socket, logger or randomness of its own.
 
-The caller tells the time (``tick``), asks what to send (``request_for``, ``data_for``), what to write (``take_unsaved``) and what to
-apply (``take_committed``), and reports what came of it (``handle_reply``, ``saved``, ``applied``). A run is therefore a pure function of
-its inputs. Nothing that depends on the term, the vote or an entry is sent before ``saved`` has reported it durable.
+The caller tells the time (``tick``), asks what to send (``request_for``, ``data_for``), what to write (``take_unsaved``) and
+what to apply (``take_committed``), and reports what came of it (``handle_reply``, ``saved``, ``applied``). A run is
+therefore a pure function of its inputs. Nothing that depends on the term, the vote or an entry is sent before ``saved`` has
+reported it durable.
 
 Section numbers are those of the paper (Ongaro and Ousterhout 2014, extended version); "thesis" is Ongaro's dissertation.
 """
@@ -158,10 +159,14 @@ class Raft:
 
     def _election_due(self):
         self._set_election_timer()
-        if self.configuration.is_voter(self.name) and not self.withdrawn and not self._disk_is_stalled():
+        if self._may_stand() and not self.withdrawn and not self._disk_is_stalled():
             self._stand_for_election(pre_vote=True, reason="no leader heard")
         elif self.leader_id is not None:
             self._become_follower(self.term, None, "no leader heard")
+
+    def _may_stand(self):
+        """A voter; also one that its newest configuration leaves out, until that is committed: nobody else may have it (thesis 4.2.2)."""
+        return self.configuration.is_voter(self.name) or self.configurations.at(self.commit_index)[1].is_voter(self.name)
 
     # Roles
 
