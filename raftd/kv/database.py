@@ -87,7 +87,7 @@ def check_tables(connection, path):
 
 
 def check_size(connection, path):
-    """Raise DamagedFiles if the file, whose WAL is empty, is shorter than it should be: SQLite takes a last page cut short for whole."""
+    """Raise DamagedFiles if the file, its WAL empty, is too short: SQLite takes a last page that is cut short for whole."""
     (size,) = connection.execute("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size").fetchone()
     if os.path.getsize(path) < size:
         raise DamagedFiles(f"{path}: damaged: {os.path.getsize(path)} of {size} bytes are left")

@@ -1,0 +1,642 @@
+"""Real raftd processes, clients that load them, a network of namespaces to cut, and what a history must look like. For tests only.
+
+A ``Cluster`` ends every process that it started, by its process id, however the test ends; a traceback in a log is a failure of the test.
+Nothing here sleeps for a time in the hope that something has happened: ``wait_until`` asks again until a deadline.
+"""
+
+import ctypes
+import http.client
+import json
+import math
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections import defaultdict
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+RAFTD = [sys.executable, str(Path(__file__).resolve().parent.parent / "bin/raftd")]
+PATIENCE_SECONDS = 30.0  # how long a condition may take to come true before a test fails; far more than it takes
+ELECTION_SECONDS = 1.0  # the longest election timeout, with the default settings
+POLL_SECONDS = 0.02
+BIND_PORTS = (20000, 30000)  # below the ports that the system gives to outgoing connections
+
+the_fault_lasts = threading.Event()  # never set: ``the_fault_lasts.wait(10)`` is a fault of ten seconds
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+
+def wait_until(truth, what, seconds=PATIENCE_SECONDS):
+    """What ``truth()`` gives, as soon as it is true."""
+    deadline = time.monotonic() + seconds
+    while not (answer := truth()):
+        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
+        time.sleep(POLL_SECONDS)
+    return answer
+
+
+def holds_for(seconds, truth, what):
+    """*truth* must stay true for so long."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        assert truth(), f"did not stay so for {seconds:g} s: {what}"
+        time.sleep(POLL_SECONDS)
+
+
+_ports_given = set()
+
+
+def free_port():
+    """A port that nobody listens on, and that was not given before."""
+    for port in range(BIND_PORTS[0] + os.getpid() % 5000, BIND_PORTS[1]):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        if port not in _ports_given:
+            _ports_given.add(port)
+            return port
+    raise AssertionError("no free port")
+
+
+# HTTP
+
+
+class Answer(NamedTuple):
+    """``status`` is None when nothing answered; ``headers`` have names in lower case."""
+
+    status: int | None
+    body: bytes
+    headers: dict
+
+    @property
+    def code(self):
+        return self.headers.get("x-raft-error")
+
+    @property
+    def retry(self):
+        return self.headers.get("x-raft-retry")
+
+    @property
+    def leader(self):
+        """HOST:PORT of the leader as this answer knows it, or None."""
+        return self.headers.get("x-raft-leader", "").removeprefix("http://") or None
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_CLONE_NEWNET = 0x40000000
+
+
+@contextmanager
+def inside(namespace):
+    """Sockets that this thread makes meanwhile belong to the network *namespace*; None is the usual one."""
+    if namespace is None:
+        yield
+        return
+    with open("/proc/thread-self/ns/net") as home, open(f"/run/netns/{namespace}") as there:
+        assert _libc.setns(there.fileno(), _CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
+        try:
+            yield
+        finally:
+            assert _libc.setns(home.fileno(), _CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
+
+
+class Client:
+    """A kept-open connection to one address; used by one thread."""
+
+    def __init__(self, address, namespace=None):
+        self.address, self._namespace, self._connection = address, namespace, None
+
+    def call(self, method, path, body=None, headers=None, timeout=10):
+        """An Answer. With status None the request may have been executed, unless the body says that nobody listens."""
+        if self._connection is None:
+            host, port = self.address.rsplit(":", 1)
+            self._connection = http.client.HTTPConnection(host, int(port), timeout=timeout)
+        try:
+            if self._connection.sock is None:
+                with inside(self._namespace):
+                    self._connection.connect()
+                self._connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._connection.sock.settimeout(timeout)
+            self._connection.request(method, path, body, headers or {})
+            response = self._connection.getresponse()
+            return Answer(response.status, response.read(), {name.lower(): value for name, value in response.getheaders()})
+        except (OSError, http.client.HTTPException) as error:
+            self.close()
+            return Answer(None, repr(error).encode(), {})
+
+    def close(self):
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+def call(address, method, path, body=None, headers=None, timeout=10, namespace=None):
+    """One request on a connection of its own."""
+    client = Client(address, namespace)
+    try:
+        return client.call(method, path, body, headers, timeout)
+    finally:
+        client.close()
+
+
+# Processes
+
+
+class Server:
+    """One raftd process, with its log; it can be started again."""
+
+    def __init__(self, name, port, path, log_path, host="127.0.0.1", namespace=None, client_namespace=None):
+        self.name, self.port, self.path, self.log_path = name, port, Path(path), Path(log_path)
+        self.address = f"{host}:{port}"
+        self._host, self._namespace, self.client_namespace = host, namespace, client_namespace
+        self.process = None
+
+    def __repr__(self):
+        return self.name
+
+    # The process
+
+    def start(self, join=None, flags=(), prefix=(), wait=True):
+        """Start it, with ``-join`` if *join* (addresses or Servers) says so; *prefix* is a command that runs it. Returns self."""
+        assert not self.running, f"{self} runs already"
+        into = ["ip", "netns", "exec", self._namespace] if self._namespace else []
+        members = [join] if isinstance(join, (str, Server)) else join or []
+        joins = ["-join", ",".join(getattr(member, "address", member) for member in members)] if members else []
+        command = [*into, *prefix, *RAFTD, "-debug", "-h", self._host, "-p", str(self.port), "-name", self.name, *joins, *flags,
+                   str(self.path)]
+        self._log_start = len(self.log())
+        with open(self.log_path, "ab") as log_file:
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log_file, stderr=log_file, start_new_session=True)
+        if wait:
+            self.wait_listening()
+        return self
+
+    def wait_listening(self, seconds=PATIENCE_SECONDS):
+        wait_until(lambda: "Listening at" in self.log_of_this_start() or not self.running, f"{self} listens", seconds)
+        assert self.running, f"{self} ended with exit status {self.process.returncode}: {self.log_of_this_start()[-1000:]}"
+        return self
+
+    @property
+    def running(self):
+        return self.process is not None and self.process.poll() is None
+
+    def signal(self, number):
+        """To the whole group, which is raftd and what runs it."""
+        os.killpg(self.process.pid, number)
+
+    def kill(self):
+        self.signal(signal.SIGKILL)
+        self.process.wait(PATIENCE_SECONDS)
+
+    def pause(self):
+        self.signal(signal.SIGSTOP)
+
+    def resume(self):
+        self.signal(signal.SIGCONT)
+
+    def terminate(self, seconds=PATIENCE_SECONDS):
+        """SIGTERM; returns the exit status."""
+        self.signal(signal.SIGTERM)
+        return self.process.wait(seconds)
+
+    def exit_status(self, seconds=PATIENCE_SECONDS):
+        """The exit status of a process that is expected to end."""
+        return self.process.wait(seconds)
+
+    def end(self):
+        """However it stands, it is gone then."""
+        if self.running:
+            self.signal(signal.SIGKILL)
+            self.signal(signal.SIGCONT)
+            self.process.wait(PATIENCE_SECONDS)
+
+    # The log and the files
+
+    def log(self):
+        return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
+
+    def log_of_this_start(self):
+        return self.log()[self._log_start:]
+
+    def data(self):
+        """{key: value} in the files; only while the process does not run."""
+        assert not self.running, f"{self} runs"
+        connection = sqlite3.connect(self.path / "state.db")
+        try:
+            return {key: bytes(value) for key, value in connection.execute("SELECT key, value FROM kv")}
+        finally:
+            connection.close()
+
+    # What it says
+
+    def call(self, method, path, body=None, headers=None, timeout=10):
+        return call(self.address, method, path, body, headers, timeout, self.client_namespace)
+
+    def get(self, key, query="", timeout=10):
+        return self.call("GET", f"/db/{key}{query}", timeout=timeout)
+
+    def put(self, key, value, query="", timeout=10):
+        return self.call("POST", f"/db/{key}{query}", value, timeout=timeout)
+
+    def status(self, timeout=5):
+        """What /status says, or None."""
+        answer = self.call("GET", "/status", timeout=timeout)
+        return json.loads(answer.body) if answer.status == 200 else None
+
+    def members(self):
+        """{name: member} as this server knows it."""
+        return {member["name"]: member for member in json.loads(self.call("GET", "/members").body)["members"]}
+
+    @property
+    def leads(self):
+        return (self.status() or {}).get("role") == "leader"
+
+    @property
+    def ready(self):
+        return self.call("GET", "/readyz", timeout=5).status == 200
+
+
+class Cluster:
+    """Servers n1, n2, ... with their data in *directory*. Use it in a ``with``."""
+
+    def __init__(self, directory, size=3, network=None, flags=(), start=True):
+        self.directory, self.network, self.flags, self.servers, self._checked = Path(directory), network, flags, [], True
+        try:
+            if start:
+                self._start(size)
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, size):
+        first = self.new().start(flags=self.flags)
+        others = [self.new().start(join=first, flags=self.flags, wait=False) for _ in range(size - 1)]
+        for server in others:
+            server.wait_listening()
+        self.wait_voters(size)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        self.close()
+        for server in self.servers if kind is None else ():
+            assert "Traceback" not in server.log(), f"{server} has a traceback in its log:\n{server.log()[-3000:]}"
+
+    def close(self):
+        for server in self.servers:
+            server.end()
+
+    def __getitem__(self, number):
+        """n1 is number 1."""
+        return self.servers[number - 1]
+
+    def new(self, path=None, port=None, name=None):
+        """Another Server, not started."""
+        number = len(self.servers) + 1
+        path, log_path = path or self.directory / f"node.{number}", self.directory / f"n{number}.log"
+        if self.network:
+            host = self.network.add_host()
+            server = Server(name or f"n{number}", 4001, path, log_path, host.address, host.namespace, self.network.hub)
+        else:
+            server = Server(name or f"n{number}", port or free_port(), path, log_path)
+        self.servers.append(server)
+        return server
+
+    @property
+    def running(self):
+        return [server for server in self.servers if server.running]
+
+    def restart(self, *servers, flags=()):
+        """Start *servers* (all that do not run) without -join."""
+        servers = servers or [server for server in self.servers if not server.running]
+        for server in servers:
+            server.start(wait=False, flags=flags or self.flags)
+        for server in servers:
+            server.wait_listening()
+
+    # Conditions
+
+    def leader(self, among=None, seconds=PATIENCE_SECONDS):
+        """The Server that leads and has a majority behind it; waits for one."""
+        def find():
+            return next((server for server in among or self.running if server.leads and server.ready), None)
+        return wait_until(find, "somebody leads", seconds)
+
+    def followers(self, leader=None):
+        leader = leader or self.leader()
+        return [server for server in self.running if server is not leader]
+
+    def terms(self):
+        return [status["term"] for server in self.running if (status := server.status())]
+
+    def wait_voters(self, size, among=None):
+        """Until the leader has so many voters."""
+        wait_until(lambda: sum(member["voter"] for member in self.leader(among).members().values()) == size, f"{size} voters")
+
+    def write(self, key, value, among=None, seconds=PATIENCE_SECONDS):
+        """Write until somebody accepts it; the Server that did."""
+        def attempt():
+            return next((server for server in among or self.running if server.put(key, value, "?timeout=2s", 5).status == 200), None)
+        return wait_until(attempt, f"the write of {key} is accepted", seconds)
+
+    def wait_converged(self, seconds=PATIENCE_SECONDS):
+        """Until all that run have the same log, all applied, and the same leader."""
+        def view(server):
+            status = server.status()
+            return status and (status["last_applied"], status["last_log_index"], status["leader"] and status["leader"]["name"])
+
+        def converged():
+            views = {view(server) for server in self.running}
+            (first, *others) = views
+            return not others and first and first[0] == first[1] and first[2]
+        wait_until(converged, "all have the same log and the same leader", seconds)
+
+    def data_of_each(self):
+        """Stop all, in order, and read their files: {name: {key: value}}."""
+        self.wait_converged()
+        for server in self.running:
+            assert server.terminate() == 0
+        return {server.name: server.data() for server in self.servers}
+
+
+# Clients that load a cluster
+
+
+class Acknowledged(NamedTuple):
+    """A write that was accepted. *first_sent*: of the first attempt; *sent*: of the one that was accepted; *answered*: then."""
+
+    key: str
+    value: bytes
+    first_sent: float
+    sent: float
+    answered: float
+
+
+class Writers:
+    """*count* threads, each writing one unique key after another to whoever leads, until the ``with`` ends.
+
+    A write that fails is sent again until it is accepted: the key is its own, so twice does no harm.
+    """
+
+    def __init__(self, servers, count=8, size=20, pause=0.0, prefix="w"):
+        self.servers, self._size, self._pause, self._prefix = list(servers), size, pause, prefix
+        self._stopping, self.acknowledged, self.refused = threading.Event(), [], defaultdict(int)
+        self._threads = [threading.Thread(target=self._write, args=(number,), name=f"writer-{number}") for number in range(count)]
+
+    def __enter__(self):
+        for thread in self._threads:
+            thread.start()
+        wait_until(lambda: len(self.acknowledged) >= len(self._threads), "the writers are at work")
+        return self
+
+    def __exit__(self, *_):
+        self.stop()
+
+    def stop(self):
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _write(self, number):
+        clients = {server.address: Client(server.address, server.client_namespace) for server in self.servers}
+        target, count = self.servers[0].address, 0
+        while not self._stopping.wait(self._pause):
+            key, value = f"{self._prefix}{number}-{count}", f"{number}:{count}:".encode().ljust(self._size, b".")
+            first_sent, count = time.monotonic(), count + 1
+            while not self._stopping.is_set():
+                sent = time.monotonic()
+                answer = clients[target].call("POST", f"/db/{key}?timeout=2s", value, timeout=3)
+                if answer.status == 200:
+                    self.acknowledged.append(Acknowledged(key, value, first_sent, sent, time.monotonic()))
+                    break
+                self.refused[answer.code or answer.status] += 1
+                target = self._next_target(clients, target, answer)
+        for client in clients.values():
+            client.close()
+
+    def _next_target(self, clients, target, answer):
+        """Whom the answer names, else the next one, after a little pause."""
+        for server in self.servers:
+            if server.address not in clients:  # it came later
+                clients[server.address] = Client(server.address, server.client_namespace)
+        if answer.leader in clients and answer.leader != target:
+            return answer.leader
+        self._stopping.wait(POLL_SECONDS)
+        addresses = list(clients)
+        return addresses[(addresses.index(target) + 1) % len(addresses)]
+
+    def wait_for_more(self, count=50, seconds=PATIENCE_SECONDS):
+        """Until so many more writes are accepted."""
+        before = len(self.acknowledged)
+        wait_until(lambda: len(self.acknowledged) >= before + count, f"{count} more writes are accepted", seconds)
+
+    def gap_after(self, moment, seconds=PATIENCE_SECONDS):
+        """Seconds from *moment* to the answer of the first accepted write that was sent after it."""
+        def answered():
+            return min((write.answered for write in self.acknowledged[-2000:] if write.sent >= moment), default=None)
+        return wait_until(answered, "a write is accepted", seconds) - moment
+
+    @property
+    def longest_wait(self):
+        """Seconds from the first attempt at a write until it was accepted, at most."""
+        return max(write.answered - write.first_sent for write in self.acknowledged)
+
+    def missing_in(self, data):
+        """Acknowledged writes that *data* ({key: value}) does not have."""
+        return [write.key for write in self.acknowledged if data.get(write.key) != write.value]
+
+
+class Operation(NamedTuple):
+    """What a client saw. *finished* is infinite when it never learned the outcome; *value* None: there was no such key."""
+
+    kind: str
+    value: bytes | None
+    began: float
+    finished: float
+
+
+class History:
+    """Operations on one register, whose writes all have different values."""
+
+    def __init__(self):
+        self.operations, self.refused = [], set()
+
+    def record(self, kind, value, began, finished):
+        self.operations.append(Operation(kind, value, began, finished))
+
+    def violations(self):
+        """Why this history is not linearizable, a line each (Gibbons and Korach 1997: the zones of the values must not conflict)."""
+        values = defaultdict(list)
+        values[None].append(Operation("write", None, -math.inf, -math.inf))
+        for operation in self.operations:
+            values[operation.value].append(operation)
+        found, forward, backward = [], [], []
+        for value, operations in values.items():
+            write = next((operation for operation in operations if operation.kind == "write"), None)
+            if len(operations) == 1 and write and write.finished == math.inf:
+                continue  # nobody saw it: it may never have happened
+            if value in self.refused:
+                found.append(f"{value} was read, and its write was refused")
+            elif write is None:
+                found.append(f"{value} was read, and nobody wrote it")
+            elif any(operation.finished < write.began for operation in operations):
+                found.append(f"{value} was read before it was written")
+            else:
+                low = min(operation.finished for operation in operations)
+                high = max(operation.began for operation in operations)
+                (forward if low < high else backward).append((min(low, high), max(low, high), value))
+        forward.sort(key=lambda zone: zone[:2])
+        for (_, end, one), (start, _, other) in zip(forward, forward[1:], strict=False):
+            if start < end:
+                found.append(f"{one} and {other} were each read after the other")
+        for start, end, value in backward:
+            found += [f"{value} was written and read while {other} was both written before and read after"
+                      for first, last, other in forward if first < start and end < last]
+        return found
+
+
+class RegisterClients:
+    """Threads that write unique values to one key, and threads that read it from every server, until the ``with`` ends."""
+
+    KEY = "register"
+
+    def __init__(self, servers, writers=2, timeout=4):
+        self.history, self._stopping, self._timeout = History(), threading.Event(), timeout
+        self.reads_by = defaultdict(int)
+        self._threads = [threading.Thread(target=self._read, args=(server,)) for server in servers]
+        self._threads += [threading.Thread(target=self._write, args=(number, list(servers))) for number in range(writers)]
+
+    def __enter__(self):
+        for thread in self._threads:
+            thread.start()
+        wait_until(lambda: len(self.history.operations) > 20, "the clients are at work")
+        return self
+
+    def __exit__(self, *_):
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _read(self, server):
+        client = Client(server.address, server.client_namespace)
+        while not self._stopping.wait(0.002):
+            began = time.monotonic()
+            answer = client.call("GET", f"/db/{self.KEY}", timeout=self._timeout)
+            if answer.status in (200, 404):
+                self.history.record("read", answer.body if answer.status == 200 else None, began, time.monotonic())
+                self.reads_by[server.name] += 1
+        client.close()
+
+    def _write(self, number, servers):
+        clients, count = [Client(server.address, server.client_namespace) for server in servers], 0
+        while not self._stopping.wait(0.005):
+            client = clients[count % len(clients)] if count % 7 == 0 else clients[0]
+            value, began, count = f"{number}:{count}".encode(), time.monotonic(), count + 1
+            answer = client.call("POST", f"/db/{self.KEY}?timeout=2s", value, timeout=self._timeout)
+            if answer.status == 200:
+                self.history.record("write", value, began, time.monotonic())
+            elif answer.retry == "safe":
+                self.history.refused.add(value)
+            else:
+                self.history.record("write", value, began, math.inf)
+            if answer.status != 200:
+                clients.sort(key=lambda other: other.address != answer.leader if answer.leader else other is client)
+        for client in clients:
+            client.close()
+
+
+# A network to cut
+
+
+class Host(NamedTuple):
+    namespace: str
+    address: str
+
+
+def _run(*command, text=None):
+    done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
+    assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
+
+
+class Network:
+    """Hosts in network namespaces, joined by a bridge in one more, the ``hub``, in which clients are. Nothing of it is outside of those."""
+
+    PORT = "4001"
+
+    def __init__(self):
+        self._tag, self.hosts, self._rules = f"raftd-{os.getpid()}-{time.monotonic_ns() % 10**6}", [], defaultdict(list)
+        self.hub = f"{self._tag}-hub"
+        _run("ip", "netns", "add", self.hub)
+        self._in(self.hub, "ip", "link", "add", "bridge", "type", "bridge")
+        self._in(self.hub, "ip", "address", "add", "10.77.1.254/24", "dev", "bridge")
+        self._in(self.hub, "ip", "link", "set", "bridge", "up")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for namespace in [host.namespace for host in self.hosts] + [self.hub]:
+            _run("ip", "netns", "delete", namespace)
+
+    def _in(self, namespace, *command, text=None):
+        _run("ip", "netns", "exec", namespace, *command, text=text)
+
+    def add_host(self):
+        """A new Host. Numbers start at 1, like those of servers."""
+        number = len(self.hosts) + 1
+        host = Host(f"{self._tag}-{number}", f"10.77.1.{number}")
+        _run("ip", "netns", "add", host.namespace)
+        self.hosts.append(host)
+        self._in(self.hub, "ip", "link", "add", f"port{number}", "type", "veth", "peer", "name", "eth0", "netns", host.namespace)
+        self._in(self.hub, "ip", "link", "set", f"port{number}", "master", "bridge", "up")
+        self._in(host.namespace, "ip", "address", "add", f"{host.address}/24", "dev", "eth0")
+        for interface in ("lo", "eth0"):
+            self._in(host.namespace, "ip", "link", "set", interface, "up")
+        return host
+
+    def _host_of(self, server):
+        return next(host for host in self.hosts if server.address.startswith(host.address + ":"))
+
+    def _drop(self, host, *rules):
+        """All of *rules* at once."""
+        self._rules[host] += rules
+        lines = ["*filter", ":INPUT ACCEPT", ":FORWARD ACCEPT", ":OUTPUT ACCEPT", *(f"-A {rule} -j DROP" for rule in self._rules[host]),
+                 "COMMIT", ""]
+        self._in(host.namespace, "iptables-restore", text="\n".join(lines))
+
+    def isolate(self, server, *others):
+        """No packet between *server* and *others* (all other hosts); clients still reach everybody."""
+        host = self._host_of(server)
+        peers = [self._host_of(other) for other in others] or [other for other in self.hosts if other is not host]
+        self._drop(host, *(f"INPUT -s {peer.address}" for peer in peers), *(f"OUTPUT -d {peer.address}" for peer in peers))
+
+    def vanish(self, server):
+        """The host drops every packet, those of clients too."""
+        self._drop(self._host_of(server), "INPUT -s 10.77.1.0/24", "OUTPUT -d 10.77.1.0/24")
+
+    def deafen(self, server):
+        """*server* sends, and hears nothing of its peers."""
+        host = self._host_of(server)
+        self._drop(host, *(f"INPUT -s {peer.address}" for peer in self.hosts if peer is not host))
+
+    def silence(self, server):
+        """The requests of *server* to its peers are lost; it hears theirs, and its answers arrive."""
+        host = self._host_of(server)
+        self._drop(host, *(f"OUTPUT -p tcp --dport {self.PORT} -d {peer.address}" for peer in self.hosts if peer is not host))
+
+    def heal(self):
+        for host in self.hosts:
+            self._rules[host].clear()
+            self._drop(host)
