@@ -104,7 +104,7 @@ class Listener:
         self._peers = peers
         self._dispatcher = Dispatcher(peers, settings.client_threads)
         self._server = create_server(
-            app, sockets=[listening], _dispatcher=self._dispatcher, ident="raftd", clear_untrusted_proxy_headers=True,
+            app, sockets=[listening], _dispatcher=self._dispatcher, ident="raftd", clear_untrusted_proxy_headers=False,
             connection_limit=_allowed_connections(settings.max_connections), asyncore_use_poll=True,
             max_request_body_size=settings.max_value_bytes + (1 << 20))
         self._server.channel_class = Channel

@@ -9,8 +9,8 @@ queues behind data. All are joined by ``stop``.
 A node knows neither SQLite nor HTTP, nor what a command means. It is handed
 
 storage        ``load()``, ``save(unsaved)``, ``reopen()``, ``close()``: see ``raftd.storage.Storage``
-transport      ``connection()``, whose ``call(member, request, configuration_index)``, ``interrupt()`` and ``close()`` reach a peer: see
-               ``raftd.transport.Transport``
+transport      ``connection(lane)``, whose ``call(member, request, configuration_index)``, ``interrupt()`` and ``close()`` reach a
+               peer, and ``identify(address)``: see ``raftd.transport.Transport``
 state machine  ``position``, ``apply``, ``read``, ``checkpoint``, ``snapshot``, ``receive``, ``install``, ``close``: see
                ``raftd.kv.KeyValueStore``
 """
@@ -20,6 +20,7 @@ import random
 import threading
 import time
 from concurrent.futures import Future
+from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -158,11 +159,14 @@ class Node:
 
     def _run(self, name, target, *args):
         thread = threading.Thread(target=self._guarded, args=(target, *args), name=name)
-        with self._lock:
-            self._threads = [other for other in self._threads if other.is_alive() or other.ident is None]
-            self._threads.append(thread)
         thread.start()
+        with self._lock:
+            self._threads = [other for other in self._threads if other.is_alive()] + [thread]
         return thread
+
+    def _running_threads(self):
+        with self._lock:
+            return [thread for thread in self._threads if thread.is_alive()]
 
     def _guarded(self, target, *args):
         """A thread that fails must not fail silently: without it the node is no server any more."""
@@ -177,8 +181,12 @@ class Node:
 
     def stop(self):
         """Fail what waits, end every thread, close the files. Idempotent."""
-        if self._stopping.is_set():
-            return
+        self.halt()
+        self._state_machine.close()
+        self._storage.close()
+
+    def halt(self):
+        """``stop``, but for closing the files: what is asked from now on is told that the node stops."""
         self._stopping.set()
         with self._lock:
             self._fail_proposals_locked(LeadershipLost("this node stops, with the command in its log"))
@@ -188,13 +196,11 @@ class Node:
             for lane in self._all_lanes_locked():
                 lane.wake.notify_all()
                 lane.connection.interrupt()
-            threads = list(self._threads)
-        for thread in threads:
-            thread.join()
+        while threads := self._running_threads():  # the timer may have started some meanwhile
+            for thread in threads:
+                thread.join()
         with self._outgoing_lock:
             self._drop_outgoing()
-        self._state_machine.close()
-        self._storage.close()
 
     def drain(self, timeout):
         """Before a planned stop: refuse new writes, and wait up to *timeout* seconds for those that wait."""
@@ -346,6 +352,8 @@ class Node:
         Either way at least as new as *min_index*. Raises NoLeader, NoQuorum, StorageFailed, Stopping.
         """
         deadline = time.monotonic() + timeout
+        if self._stopping.is_set():
+            raise Stopping()
         if level == "linearizable":
             min_index = max(min_index, self._read_index(deadline))
         if min_index:
@@ -399,7 +407,7 @@ class Node:
         if self._stopping.is_set():
             raise Stopping()
         if silent_too and self._silent:
-            raise self._silent
+            raise copy(self._silent)  # an exception that is raised again and again would collect tracebacks
 
     def _lost_peers_locked(self):
         lost = sorted(name for name in self._lost_peers if name in self._raft.configuration.members)
@@ -602,11 +610,18 @@ class Node:
     def _store_chunk(self, answer):
         """Section 7, InstallSnapshot, steps 2 to 5. The last chunk hands the snapshot to the applier, which installs it and answers."""
         request = answer.request
-        with self._incoming_lock:
-            incoming = self._state_machine.receive(request.last_included_index, request.last_included_term, request.size, request.checksum)
-            if request.data:
-                incoming.write(request.offset, request.data)
-            complete, next_offset = incoming.complete, incoming.next_offset
+        try:
+            with self._incoming_lock:
+                incoming = self._state_machine.receive(request.last_included_index, request.last_included_term, request.size,
+                                                       request.checksum)
+                if request.data:
+                    incoming.write(request.offset, request.data)
+                complete, next_offset = incoming.complete, incoming.next_offset
+        except StorageFailed as error:
+            log.error("a chunk of a snapshot cannot be stored leader=%s error=%s", request.leader_id, error)
+            with self._lock:
+                self._raft.drop(answer)
+            raise Refusal(f"{self.name}: {error}") from error
         with self._lock:
             if not complete or self._install is not None:
                 self._raft.chunk_stored(answer, next_offset, installed=False)
@@ -691,6 +706,9 @@ class Node:
             if reply is not None and self._lost_peers.pop(lane.peer, None):
                 log.info("peer found peer=%s address=%s", lane.peer, member.address)
             self._settle_locked()
+        if isinstance(request, InstallSnapshot) and reply is not None and reply.installed:
+            log.info("sent a snapshot peer=%s index=%s", lane.peer, request.last_included_index)
+            self._release_outgoing()
 
     def _peer_lost_locked(self, peer, error):
         if peer not in self._lost_peers:
@@ -708,15 +726,14 @@ class Node:
                 try:
                     started = time.monotonic()
                     out = self._outgoing = Outgoing(self._state_machine.snapshot())
-                except StorageFailed as error:
+                except (StorageFailed, Stopping) as error:
                     log.error("no snapshot could be made for a follower peer=%s error=%s", peer, error)
                     self._stopping.wait(RETRY_SECONDS)
                     return
-                log.info("made a snapshot index=%s bytes=%s seconds=%.3f", out.snapshot.index, out.snapshot.size,
+                log.info("made a snapshot to send peer=%s index=%s bytes=%s seconds=%.3f", peer, out.snapshot.index, out.snapshot.size,
                          time.monotonic() - started)
             out.peers.add(peer)
             snapshot = out.snapshot
-        log.info("sending a snapshot peer=%s index=%s bytes=%s", peer, snapshot.index, snapshot.size)
         with self._lock:
             self._raft.snapshot_offered(peer, snapshot.index, snapshot.term, snapshot.size, snapshot.sha256)
 
@@ -944,4 +961,4 @@ def _resolve(future, value):
 
 def _fail(future, error):
     if not future.done():
-        future.set_exception(error)
+        future.set_exception(copy(error))

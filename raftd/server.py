@@ -111,6 +111,7 @@ class Server:
         if self._node:
             self._node.drain(HAND_OVER_SECONDS)
             self._node.hand_over(HAND_OVER_SECONDS)
+            self._node.halt()  # whoever still waits is told so
         while self._closers:
             self._closers.pop()()
         if self._announcer:

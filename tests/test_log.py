@@ -162,6 +162,7 @@ def test_size_counts_the_bytes_of_all_commands(mine, index, more):
     some = log(*mine)
     some.compact(min(index, len(mine)))
     some.merge(entries(*more, first=some.last_index + 1, command=b"four"))
-    some.merge(entries(9, first=some.last_index or 1)) if some.last_index > some.snapshot_index else None
+    if some.last_index > some.snapshot_index:
+        some.merge(entries(9, first=some.last_index))
     kept = some.entries(some.first_index, some.last_index)
     assert some.size == sum(len(entry.command) for entry in kept)

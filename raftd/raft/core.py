@@ -429,13 +429,14 @@ class Raft:
             index, term = self.log.conflict(request.prev_log_index)
             return Answer(request, lambda: AppendEntriesReply(self.term, False, 0, index, term))
         self._accept_entries(request)
-        matched = self.role.matched_index
-        return Answer(request, lambda: self._appended_reply(request, matched), needs_index=matched)
+        matched = self.role.matched_index  # a heartbeat is answered at once, with what is durable
+        return Answer(request, lambda: self._appended_reply(request, matched), needs_index=matched if request.entries else 0)
 
     def _accept_entries(self, request):
-        first_new = self.log.merge(request.entries)
+        first_new = self.log.first_new(request.entries)
         if first_new is not None:
-            assert first_new > self.commit_index, "a committed entry was overwritten"
+            assert first_new > self.commit_index, "a committed entry would be overwritten"
+            self.log.merge(request.entries)
             self._log_changed_from(first_new)
         last_new = request.prev_log_index + len(request.entries)
         self.role.matched_index = max(self.role.matched_index, last_new)
@@ -483,7 +484,8 @@ class Raft:
         request = answer.request
         if installed:
             answer.needs_index = request.last_included_index
-        answer.make_reply = lambda: InstallSnapshotReply(self.term, next_offset, installed and answer.needs_index <= self.saved_index)
+        answer.make_reply = lambda: InstallSnapshotReply(
+            self.term, next_offset, installed and request.last_included_index <= self.saved_index)
         self._release_answers()
 
     def snapshot_installed(self, index, term, configuration):

@@ -81,22 +81,26 @@ class Log:
         self._entries.append(entry)
         self.size += len(entry.command)
 
+    def first_new(self, entries):
+        """The index of the first of *entries* that is not here, or has another term here (a conflict); None if all are here."""
+        for entry in entries:
+            if entry.index > self.snapshot_index and self.term_at(entry.index) != entry.term:
+                return entry.index
+        return None
+
     def merge(self, entries):
         """Append what is new of *entries*; return the first index that was, or None.
 
         An entry that is already here stays, and so does all that follows it: only a *conflict*, another term at the same
         index, removes entries. A shorter or older request must not (Figure 2, AppendEntries, steps 3 and 4).
         """
-        for position, entry in enumerate(entries):
-            term = self.term_at(entry.index)
-            if entry.index <= self.snapshot_index or term == entry.term:
-                continue
-            if term is not None:
-                self._truncate(entry.index)
-            for new in entries[position:]:
-                self.append(new)
-            return entry.index
-        return None
+        first_new = self.first_new(entries)
+        if first_new is not None:
+            if first_new <= self.last_index:
+                self._truncate(first_new)
+            for entry in entries[first_new - entries[0].index:]:
+                self.append(entry)
+        return first_new
 
     def _truncate(self, first_removed):
         position = first_removed - self.snapshot_index - 1
