@@ -7,12 +7,14 @@ and idle connections cost waitress a place in its poll set and nothing else.
 """
 
 import logging
+import re
 import resource
 import socket
 import threading
 
 from waitress import create_server, wasyncore
 from waitress.channel import HTTPChannel
+from waitress.parser import HTTPRequestParser, ParsingError
 from waitress.task import ErrorTask, ThreadedTaskDispatcher
 
 from raftd.errors import BadRequest, RaftdError, StartupError, TooLarge
@@ -39,16 +41,29 @@ def bind(address, port):
     return listening
 
 
+class Parser(HTTPRequestParser):
+    """Takes bytes beyond ASCII in the request line as if they were percent-encoded, and reports whatever it cannot read."""
+
+    def parse_header(self, header_plus):
+        line, separator, rest = header_plus.partition(b"\r\n")
+        line = re.sub(rb"[\x80-\xff]", lambda found: b"%%%02X" % found[0][0], line)
+        try:
+            super().parse_header(line + separator + rest)
+        except ValueError as error:
+            raise ParsingError(f"malformed request line: {error}") from error
+
+
 class PlainError(ErrorTask):
     """What waitress itself refuses, answered like any other error of ours."""
 
     def execute(self):
-        status = self.request.error.code
-        kind = {400: BadRequest, 413: TooLarge, 431: TooLarge}.get(status, RaftdError)
-        self.status = f"{status} {self.request.error.reason}"
-        body = f"{self.request.error.body or self.request.error.reason}\n".encode()
+        error, server = self.request.error, self.channel.server
+        kind = {400: BadRequest, 413: TooLarge, 431: TooLarge}.get(error.code, RaftdError)
+        text = f"the body is larger than {server.max_value_bytes} bytes" if error.code == 413 else error.body or error.reason
+        body = f"{text}\n".encode()
+        self.status = f"{error.code} {error.reason}"
         self.response_headers += [("Content-Type", "text/plain; charset=utf-8"), ("X-Raft-Error", kind.code),
-                                  ("X-Raft-Retry", "no" if status < 500 else kind.retry)]
+                                  ("X-Raft-Retry", "no" if error.code < 500 else kind.retry), *server.raft_headers().items()]
         self.set_close_on_finish()
         self.content_length = len(body)
         self.write(body)
@@ -58,6 +73,7 @@ class Channel(HTTPChannel):
     """A connection of waitress."""
 
     error_task_class = PlainError
+    parser_class = Parser
 
 
 class Dispatcher:
@@ -98,9 +114,12 @@ def _pool(count):
 
 
 class Listener:
-    """Serves *app* and *peers* on the socket *listening*, from ``start`` to ``stop``."""
+    """Serves *app* and *peers* on the socket *listening*, from ``start`` to ``stop``.
 
-    def __init__(self, listening, app, peers, settings):
+    ``headers()`` gives what every answer carries, also that of a request which cannot be read.
+    """
+
+    def __init__(self, listening, app, peers, settings, headers):
         self._peers = peers
         self._dispatcher = Dispatcher(peers, settings.client_threads)
         self._server = create_server(
@@ -108,6 +127,7 @@ class Listener:
             connection_limit=_allowed_connections(settings.max_connections), asyncore_use_poll=True,
             max_request_body_size=settings.max_value_bytes + (1 << 20))
         self._server.channel_class = Channel
+        self._server.raft_headers, self._server.max_value_bytes = headers, settings.max_value_bytes
         self._thread = threading.Thread(target=self._server.run, name="http")
 
     def start(self):

@@ -512,7 +512,10 @@ class Node:
     def transfer_leadership(self, name=None, timeout=5.0):
         """Hand leadership to *name*, or to the voter that is most up to date; returns {"name", "address"} of the new leader."""
         membership.transfer_leadership(self, name, time.monotonic() + timeout)
-        return self.leader()
+        leader = self.leader()
+        if leader is None:
+            raise NoLeader("leadership was given away, and the new leader is not known yet")
+        return leader
 
     def change_configuration(self, change, deadline):
         """Replicate the configuration that ``change(configuration)`` makes of the newest one, and wait until it is committed.

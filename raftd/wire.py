@@ -11,7 +11,9 @@ import zlib
 from dataclasses import astuple, replace
 
 from raftd.errors import Refusal
+from raftd.raft.configuration import Configuration
 from raftd.raft.messages import (
+    CONFIGURATION,
     AppendEntries,
     AppendEntriesReply,
     Entry,
@@ -89,7 +91,7 @@ def decode(header, payload):
             return _decode_append_entries(payload), configuration_index
         message_class = _CLASSES[kind]
         return message_class(*_decode_fields(_FIELDS[message_class], payload)), configuration_index
-    except (struct.error, KeyError, UnicodeDecodeError, IndexError) as error:
+    except (struct.error, KeyError, IndexError, ValueError, TypeError, RecursionError) as error:
         raise WireError(f"a malformed frame of kind {kind}: {error!r}") from error
 
 
@@ -113,6 +115,8 @@ def _decode_append_entries(payload):
         position += length
         if len(command) != length or not last_term <= entry_term <= term:
             raise WireError(f"entry {index} is cut short, or its term is out of order")
+        if kind == CONFIGURATION:
+            Configuration.decode(command)  # only to see that it can be read: once it is in the log it must be
         entries.append(Entry(index, entry_term, kind, command))
         last_term = entry_term
     if position != len(payload) or max(term, prev_log_index + count, leader_commit) > MAX_NUMBER or prev_log_term > term:
