@@ -100,6 +100,7 @@ class Storage:
     def __init__(self, path, connection, identity):
         self.path, self.identity = path, identity
         self._connection = connection
+        self._file_id = _file_id(path)
         self._last_index = None  # of the rows, once loaded
 
     @staticmethod
@@ -128,6 +129,8 @@ class Storage:
     def open(cls, directory):
         """Open what ``create`` made. Raises DamagedFiles when it is something else, StorageFailed when the disk refuses."""
         path = os.path.join(directory, "raft.db")
+        if not os.path.exists(path):
+            raise DamagedFiles(f"{path} is missing; {REPLACE_NODE}")
         connection = _connect(path)
         try:
             _check_format(connection, path)
@@ -146,7 +149,8 @@ class Storage:
     def reopen(self):
         """Open the file again, after a save that failed. Raises StorageFailed while the disk still refuses."""
         self._connection.close()
-        self._connection = self.open(os.path.dirname(self.path))._connection
+        again = self.open(os.path.dirname(self.path))
+        self._connection, self._file_id = again._connection, again._file_id
 
     def load(self):
         """All that was saved, checked. Raises DamagedFiles with one line that says what and what to do."""
@@ -180,6 +184,8 @@ class Storage:
 
     def save(self, unsaved):
         """Make *unsaved* durable, all of it or none. Raises StorageFailed, and then the file must be opened again."""
+        if _file_id(self.path) != self._file_id:  # SQLite would go on writing into a file without a name
+            raise StorageFailed(f"{self.path} was removed or exchanged while raftd had it open")
         with _transaction(self._connection, self.path) as execute:
             if unsaved.hard_state:
                 execute("UPDATE hard_state SET term = ?, voted_for = ?, checksum = ?",
@@ -199,6 +205,14 @@ class Storage:
 
     def close(self):
         self._connection.close()
+
+
+def _file_id(path):
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _connect(path):

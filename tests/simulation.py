@@ -104,15 +104,17 @@ class Server:
         """What the runtime does at start. A state that the log does not lead up to was installed; the log then begins there."""
         disk = self.disk
         assert disk.position >= disk.base.index, "the state machine is behind the beginning of the log"
-        if disk.position > 0 and disk.term_at(disk.position) != (term := history.term_at(disk.position)):
-            disk.base, disk.entries = Base(disk.position, term, history.configuration_at(disk.position)), []
         configurations = Configurations(disk.base.index, disk.base.configuration)
         for entry in disk.entries:
             if entry.kind == CONFIGURATION:
                 configurations.append(entry.index, Configuration.decode(entry.command))
-        log = Log(disk.base.index, disk.base.term, disk.entries)
+        log, term = Log(disk.base.index, disk.base.term, disk.entries), history.term_at(disk.position)
         self.clock = now
-        self.raft = Raft(self.name, disk.hard_state, log, configurations, disk.position, self.settings, self.rng, now)
+        agrees = log.term_at(disk.position) == term
+        applied = disk.position if agrees else disk.base.index
+        self.raft = Raft(self.name, disk.hard_state, log, configurations, applied, self.settings, self.rng, now)
+        if not agrees:
+            self.raft.snapshot_installed(disk.position, term, history.configuration_at(disk.position))
         self.up, self.paused_until = True, 0.0
         self.writing = self.write_done = None
         self.incoming, self.installing = {}, []
