@@ -223,6 +223,7 @@ def _connect(path):
             connection.execute("PRAGMA locking_mode = EXCLUSIVE")
             mode, = connection.execute("PRAGMA journal_mode = WAL").fetchone()
             connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("PRAGMA secure_delete = OFF")  # else each page that compaction frees is written once more, as zeros
             level, = connection.execute("PRAGMA synchronous").fetchone()
             if (mode, level) != ("wal", 2):
                 raise StorageFailed(f"{path}: SQLite refuses a write-ahead log with full syncs ({mode}, {level})")

@@ -35,7 +35,7 @@ class Connection:
         deadline = time.monotonic() + seconds
         try:
             reply = self._exchange(member, frame, deadline)
-        except (OSError, wire.WireError, Refusal) as error:
+        except (OSError, ValueError, wire.WireError, Refusal) as error:  # ValueError: an address that cannot be one
             self.close()
             text = "timed out" if isinstance(error, TimeoutError) else str(error)
             raise PeerUnreachable(f"{member.name} at {member.address}: {text}") from error

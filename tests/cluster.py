@@ -1,6 +1,6 @@
 """Real raftd processes, clients that load them, a network of namespaces to cut, and what a history must look like. For tests only.
 
-A ``Cluster`` ends every process that it started, by its process id, however the test ends; a traceback in a log is a failure of the test.
+A ``Cluster`` ends every process that it started, by its process id, however the test ends; a fault of raftd's own in a log fails the test.
 Nothing here sleeps for a time in the hope that something has happened: ``wait_until`` asks again until a deadline.
 """
 
@@ -27,6 +27,7 @@ RAFTD = [sys.executable, str(Path(__file__).resolve().parent.parent / "bin/raftd
 PATIENCE_SECONDS = 30.0  # how long a condition may take to come true before a test fails; far more than it takes
 ELECTION_SECONDS = 1.0  # the longest election timeout, with the default settings
 POLL_SECONDS = 0.02
+FAULTS_OF_OURS = ("Traceback", "thread failed", "request failed method", "a request of a peer failed")  # in a log
 BIND_PORTS = (20000, 30000)  # below the ports that the system gives to outgoing connections
 
 the_fault_lasts = threading.Event()  # never set: ``the_fault_lasts.wait(10)`` is a fault of ten seconds
@@ -173,7 +174,7 @@ class Server:
         into = ["ip", "netns", "exec", self._namespace] if self._namespace else []
         members = [join] if isinstance(join, (str, Server)) else join or []
         joins = ["-join", ",".join(getattr(member, "address", member) for member in members)] if members else []
-        command = [*into, *prefix, *RAFTD, "-debug", "-h", self._host, "-p", str(self.port), "-name", self.name, *joins, *flags,
+        command = [*into, *prefix, *RAFTD, "-h", self._host, "-p", str(self.port), "-name", self.name, *joins, *flags,
                    str(self.path)]
         self._log_start = len(self.log())
         with open(self.log_path, "ab") as log_file:
@@ -292,7 +293,7 @@ class Cluster:
     def __exit__(self, kind, *_):
         self.close()
         for server in self.servers if kind is None else ():
-            assert "Traceback" not in server.log(), f"{server} has a traceback in its log:\n{server.log()[-3000:]}"
+            assert not any(text in server.log() for text in FAULTS_OF_OURS), f"{server} has failed:\n{server.log()[-3000:]}"
 
     def close(self):
         for server in self.servers:

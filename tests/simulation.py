@@ -1,7 +1,7 @@
 """A cluster of the production core under a simulated clock, network and disk. One seed decides all; Figure 3 holds at every step.
 
 A server's disk keeps what ``saved`` has reported and nothing else. Its state machine is a position in the one sequence of
-committed entries, so that "applied the same" is "applied what ``History.committed`` says". Knows nothing of threads, sockets or files.
+committed entries, so that "applied the same" is "applied what ``History.committed`` says". Knows nothing of threads or sockets.
 """
 
 import heapq
@@ -52,8 +52,8 @@ class Faults:
             return rng.choice((0, 0, most / 4, most)) * rng.random()
         return cls(writes=0.2, loss=some(0.3), duplicate=some(0.5), delay_seconds=rng.choice((0.005, 0.02, 0.1, 0.3)),
                    crash=some(0.004), pause=some(0.003), cut=some(0.02), heal=rng.choice((0.01, 0.05)),
-                   slow_disk=rng.choice((0, 0.5, 0.9)), stall=some(0.01), membership=some(0.3), transfer=some(0.02), impatient=some(0.5),
-                   skew=some(0.3))
+                   slow_disk=rng.choice((0, 0.5, 0.9)), stall=some(0.01), membership=some(0.3), transfer=some(0.02),
+                   impatient=some(0.5), skew=some(0.3))
 
 
 class Disk:
@@ -510,7 +510,7 @@ class Cluster:
                 assert disk.holds(progress.match_index, raft.log.term_at(progress.match_index)), (server.name, peer, progress)
 
     def check_logs(self):
-        """Log Matching: (index, term) names one entry and one predecessor, everywhere and for ever. Members are as the log says."""
+        """Log Matching: (index, term) names one entry and one predecessor, everywhere, for ever. Members are as the log says."""
         for server in self.servers.values():
             log, configurations = server.raft.log, server.raft.configurations
             previous = log.snapshot_term

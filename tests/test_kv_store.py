@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import os
 import random
 import resource
@@ -31,6 +32,7 @@ from raftd.kv import (
     encode,
 )
 from raftd.kv import store as store_module
+from raftd.kv.snapshot import copy
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGURATION = b'{"members": "n1"}'
@@ -116,6 +118,16 @@ def run_python(script, *arguments, **options):
     )
 
 
+def wait_until(condition):
+    """True as soon as *condition* holds, False at the deadline."""
+    pause = threading.Event()
+    for _ in range(DEADLINE_SECONDS * 200):
+        if condition():
+            return True
+        pause.wait(0.005)
+    return False
+
+
 # Commands
 
 
@@ -181,7 +193,9 @@ def test_conditional_writes(store, command, outcome):
 
 
 @pytest.mark.parametrize(
-    "key", ["a/b", "/", "a//b", "n\0ul", "n\0", "n", "Köln 🚲", "é", "é", "k" * 4096, "'; DROP TABLE kv", "%"]
+    "key",
+    ["a/b", "/", "a//b", "n\0ul", "n\0", "n", "Köln 🚲", "\u00e9", "e\u0301", "\ufffd", "k" * 4096, "'; DROP TABLE kv", "%"],
+    ids=ascii,
 )
 def test_any_key_and_no_other(store, key):
     apply(store, Set(key, key.encode()))
@@ -321,13 +335,12 @@ def test_kill_9_in_a_write_loop(opened, tmp_path):
     randomness = random.Random(3)
     for _ in range(6):
         child = run_python(WRITE_LOOP, tmp_path)
-        for _ in range(randomness.randrange(10, 200)):
-            last = child.stdout.readline()
+        lines = [child.stdout.readline() for _ in range(randomness.randrange(10, 200))]
         child.kill()
-        rest = child.communicate(timeout=DEADLINE_SECONDS)[0].splitlines()
-        printed = [int(line.split()[1]) for line in [last, *rest] if line.count(" ") == 1 and line.strip()[-1].isdigit()]
+        lines += child.communicate(timeout=DEADLINE_SECONDS)[0].splitlines(keepends=True)
+        last = max(int(line.split()[1]) for line in lines if line.endswith("\n"))
         store = opened()
-        assert store.position.index >= max(printed[:-1] or printed), "what was applied is gone"
+        assert store.position.index >= last > 7, "what was applied is gone"
         check_write_loop(store)
         store.close()
 
@@ -448,13 +461,18 @@ def test_no_directory_is_an_error_of_one_line(tmp_path):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("old, new", [(b"value 7 value 7 ", b"value 7 value 5 "), (b"key7", b"key7")])
-def test_a_flipped_bit_is_never_served(opened, tmp_path, old, new):
-    path = closed_store_with_data(tmp_path)
-    if old == new:
-        edit(tmp_path, "UPDATE kv SET modified_index = modified_index + 1 WHERE key = 'key7'")
-    else:
-        swap_bytes(path, old, new)
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: swap_bytes(path, b"value 7 value 7 ", b"value 7 value 5 "),
+        lambda path: edit(path.parent, "UPDATE kv SET modified_index = modified_index + 1 WHERE key = 'key7'"),
+        lambda path: edit(path.parent, "UPDATE kv SET value = (SELECT value FROM kv WHERE key = 'key8') WHERE key = 'key7'"),
+        lambda path: edit(path.parent, "UPDATE kv SET value = 'text' WHERE key = 'key7'"),
+    ],
+    ids=["value", "index", "value of another key", "type"],
+)
+def test_a_row_that_changed_is_never_served(opened, tmp_path, damage):
+    damage(closed_store_with_data(tmp_path))
     store = opened()
     with pytest.raises(StorageFailed, match="damaged: the row of key 'key7'"):
         store.read(Get("key7"))
@@ -584,6 +602,15 @@ def test_idle_connections_are_bounded(store):
     assert 0 < len(store._readers._idle) <= 16
 
 
+def test_a_connection_that_failed_is_not_used_again(store, tmp_path):
+    with pytest.raises(StorageFailed), store._readers.connection() as connection:
+        connection.execute("BEGIN")  # would show the state of now for ever
+        connection.execute("SELECT * FROM kv").fetchall()
+        raise OSError(errno.EIO, "Input/output error")
+    apply(store, Set("a", b"1"))
+    assert store.read(Get("a")) == Found(b"1", 1, 1)
+
+
 # Snapshots
 
 
@@ -629,6 +656,13 @@ def test_a_snapshot_is_of_one_moment_while_apply_goes_on(store, opened, tmp_path
     assert value(store, "zlast") == b"new"
 
 
+def test_a_copy_is_complete_without_a_wal(store, tmp_path):
+    apply(store, Set("a", b"1"))
+    copy(store._writer, str(tmp_path / "copy"), lambda: None)
+    assert [name for name in files(tmp_path) if name.startswith("copy")] == ["copy"]
+    assert (tmp_path / "copy").read_bytes()[18:20] == b"\1\1"
+
+
 def test_two_snapshots_at_a_time(store):
     apply(store, Set("a", b"1"))
     first = store.snapshot()
@@ -641,22 +675,19 @@ def test_two_snapshots_at_a_time(store):
 
 def test_a_snapshot_gives_way_to_close(store, tmp_path):
     fill(store, 12, b"old.")
-    go_on, closers = store._go_on_copying, []
+    go_on, closer = store._go_on_copying, threading.Thread(target=store.close)
 
     def close_meanwhile():
-        if not closers:
-            closers.append(threading.Thread(target=store.close))
-            closers[0].start()
-        go_on_event.wait(0.001)
+        if closer.ident is None:
+            closer.start()
+        assert wait_until(lambda: store._readers.are_to_go)
         go_on()
 
-    go_on_event = threading.Event()
     store._go_on_copying = close_meanwhile
     with pytest.raises(Stopping):
-        while True:
-            store.snapshot().close()
-    closers[0].join(DEADLINE_SECONDS)
-    assert not closers[0].is_alive()
+        store.snapshot()
+    closer.join(DEADLINE_SECONDS)
+    assert not closer.is_alive()
     assert files(tmp_path) == ["state.db"]
 
 
@@ -774,13 +805,11 @@ def test_a_transfer_that_was_given_up_for_another_cannot_be_installed(leader, fo
 
 
 def rebuilt(change):
-    """A damage that a hash over the whole cannot show: the announcement is of the damaged file."""
+    """A damage that the hash does not show: what is announced is the damaged file."""
 
     def damage(snapshot, announced):
         change(Path(snapshot.path))
         data = Path(snapshot.path).read_bytes()
-        import hashlib
-
         return data, {**announced, "size": len(data), "sha256": hashlib.sha256(data).digest()}
 
     return damage
@@ -821,7 +850,7 @@ BAD_COPIES = {
     "unknown format": edit_snapshot("PRAGMA user_version = 2"),
     "another table": edit_snapshot("CREATE TABLE more (a)"),
     "position changed": edit_snapshot("UPDATE position SET applied_index = 30, applied_term = 5, installed_index = 3"),
-    "broken page": rebuilt(lambda path: swap_bytes(path, path.read_bytes()[8192:8292], b"\xff" * 100)),
+    "broken page of keys": rebuilt(lambda path: swap_bytes(path, path.read_bytes()[4096:4196], b"\xff" * 100)),
 }
 
 
@@ -970,30 +999,20 @@ def test_a_snapshot_gives_way_to_install(leader, follower):
     fill(leader, 14, b"new.")
     assert leader.position.index > follower.position.index
     incoming = receive_all(leader.snapshot(), follower)
-    go_on, installers = follower._go_on_copying, []
+    go_on, installer = follower._go_on_copying, threading.Thread(target=follower.install, args=(incoming,))
 
     def install_meanwhile():
-        if not installers:
-            installers.append(threading.Thread(target=follower.install, args=(incoming,)))
-            installers[0].start()
-        assert wait_until(lambda: follower._readers.are_to_go or not installers[0].is_alive())
+        if installer.ident is None:
+            installer.start()
+        assert wait_until(lambda: follower._readers.are_to_go or not installer.is_alive())
         go_on()
 
     follower._go_on_copying = install_meanwhile
     with pytest.raises(Stopping):
         follower.snapshot()
-    installers[0].join(DEADLINE_SECONDS)
+    installer.join(DEADLINE_SECONDS)
+    assert not installer.is_alive()
     assert follower.position.index == leader.position.index
-
-
-def wait_until(condition):
-    """True as soon as *condition* holds, False at the deadline."""
-    pause = threading.Event()
-    for _ in range(DEADLINE_SECONDS * 200):
-        if condition():
-            return True
-        pause.wait(0.005)
-    return False
 
 
 # Kills the process at the Nth call of what changes the disk, before it or after it.
@@ -1159,15 +1178,22 @@ def test_a_store_killed_on_a_full_disk_is_whole(small_disk, opened, tmp_path):
     check_filled(opened(image), count)
 
 
-def test_no_room_for_copies(small_disk, opened, tmp_path):
+@pytest.fixture
+def large_leader(opened, tmp_path):
+    """A store larger than the small disk; asked for before it, since the small disk may be a limit of this process."""
+    store = opened(tmp_path / "large")
+    apply(store, *(Set(f"k{i}", b"y" * 10_000) for i in range(200)))
+    store.checkpoint()
+    return store
+
+
+def test_no_room_for_copies(large_leader, small_disk, opened):
     directory, enlarge = small_disk
     store = opened(directory)
     apply(store, *(Set(f"k{i}", b"x" * 4000) for i in range(60)))
     store.checkpoint()
-    leader = opened(tmp_path / "leader")
-    apply(leader, *(Set(f"k{i}", b"y" * 10_000) for i in range(200)))
     with pytest.raises(StorageFailed) as caught:
-        transfer(leader, store, chunk_bytes=1 << 17)
+        transfer(large_leader, store, chunk_bytes=1 << 17)
     if os.path.ismount(directory):
         assert caught.value.status == 507
         with pytest.raises(StorageFailed) as caught:
@@ -1176,7 +1202,7 @@ def test_no_room_for_copies(small_disk, opened, tmp_path):
         assert not any("outgoing" in name for name in files(directory))
     assert value(store, "k7") == b"x" * 4000
     enlarge()
-    snapshot = leader.snapshot()
+    snapshot = large_leader.snapshot()
     incoming = store.receive(snapshot.index, snapshot.term, snapshot.size, snapshot.sha256)
     assert incoming.next_offset > 0 or not os.path.ismount(directory), "what had room is kept"
     incoming.write(incoming.next_offset, snapshot.read(incoming.next_offset, snapshot.size))

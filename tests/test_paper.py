@@ -112,7 +112,8 @@ def replicate(raft, *peers):
     """Each of *peers* has all of the leader's log on disk, and says so."""
     for peer in peers:
         last = raft.log.last_index
-        request = AppendEntries(raft.term, "n1", last, raft.log.last_term, (), raft.commit_index, raft.role.progress[peer].acked_round)
+        acked_round = raft.role.progress[peer].acked_round
+        request = AppendEntries(raft.term, "n1", last, raft.log.last_term, (), raft.commit_index, acked_round)
         raft.handle_reply(peer, request, AppendEntriesReply(raft.term, True, last))
 
 
@@ -141,7 +142,8 @@ def test_starts_as_follower():
 
 
 @pytest.mark.parametrize("request_of_term_9", [
-    append(term=9), RequestVote(9, "n2", 9, 8), InstallSnapshot(9, "n2", 5, 5, 10, b"x", 0), TimeoutNow(9, "n2"), ReadIndex(9, "n2"),
+    append(term=9), RequestVote(9, "n2", 9, 8), InstallSnapshot(9, "n2", 5, 5, 10, b"x", 0), TimeoutNow(9, "n2"),
+    ReadIndex(9, "n2"),
 ])
 def test_larger_term_is_taken_over(request_of_term_9):
     """A server that sees a larger term takes it over (section 5.1)."""
@@ -152,7 +154,7 @@ def test_larger_term_is_taken_over(request_of_term_9):
 
 @pytest.mark.parametrize("role", [candidate, leader])
 def test_larger_term_makes_a_follower(role):
-    """A candidate or leader that discovers that its term is out of date becomes a follower at once, without a vote (section 5.1)."""
+    """A candidate or leader whose term is out of date becomes a follower at once, without a vote (section 5.1)."""
     raft = role(1)
     raft.handle(append(term=9))
     assert isinstance(raft.role, Follower) and (raft.term, raft.voted_for) == (9, None)
@@ -166,8 +168,8 @@ def test_larger_term_in_a_reply_makes_a_follower(role):
     assert isinstance(raft.role, Follower) and raft.term == 9
 
 
-@pytest.mark.parametrize("stale", [append(term=2, terms=(2,)), RequestVote(2, "n2", 9, 9), InstallSnapshot(2, "n2", 5, 2, 9, b"x", 0),
-                                   ReadIndex(2, "n2"), TimeoutNow(2, "n2")])
+@pytest.mark.parametrize("stale", [append(term=2, terms=(2,)), RequestVote(2, "n2", 9, 9), ReadIndex(2, "n2"),
+                                   TimeoutNow(2, "n2"), InstallSnapshot(2, "n2", 5, 2, 9, b"x", 0)])
 def test_stale_term_is_refused(stale):
     """A request with a stale term is refused, and changes nothing (section 5.1)."""
     raft = server(1, term=3, voted_for="n3")
@@ -222,6 +224,13 @@ def test_vote_leaves_only_when_durable():
     assert answer.reply == RequestVoteReply(2, True)
 
 
+def test_vote_in_a_term_that_is_durable_waits_as_well():
+    """The vote alone is reason enough to wait for the disk (Figure 2, State)."""
+    raft = server(1, term=2)
+    answer = raft.handle(RequestVote(2, "n2", 1, 1))
+    assert answer.reply is None and raft.take_unsaved().hard_state == HardState(2, "n2")
+
+
 def test_a_write_of_an_older_vote_does_not_release_the_newer():
     """What is being written when the vote changes does not count for the new vote (Figure 2, State)."""
     raft = server(1)
@@ -269,7 +278,7 @@ def test_election_timeouts_are_drawn_anew():
 
 
 def test_without_a_leader_an_election_begins():
-    """A follower that hears nothing over a period of the election timeout begins an election (section 5.2): first it only asks."""
+    """A follower that hears nothing for an election timeout begins an election (section 5.2): first it only asks."""
     raft = server(1, term=4)
     raft.tick(raft.next_tick - 0.001)
     assert isinstance(raft.role, Follower)
@@ -304,7 +313,7 @@ def test_pre_vote_needs_a_larger_term():
 
 
 def test_candidate_raises_the_term_and_votes_for_itself_durably():
-    """To begin an election, a server increments its term and votes for itself (section 5.2); nobody is asked before that is durable."""
+    """To begin an election a server raises its term and votes for itself (section 5.2). Nobody is asked before it is on disk."""
     raft = server(1, term=4)
     timeout(raft)
     answer_votes(raft, "n2")
@@ -379,7 +388,7 @@ def test_leader_begins_with_a_noop():
 
 
 def test_stickiness():
-    """A server that has heard a leader within the minimum election timeout neither votes nor takes over the term (thesis 4.2.3)."""
+    """Who has heard a leader within the minimum election timeout neither votes nor takes over the term (thesis 4.2.3)."""
     raft = server(1)
     raft.handle(append(prev=(1, 1)))
     raft.tick(ELECTION * 0.9)
@@ -547,7 +556,7 @@ def test_entries_of_one_request_are_limited():
 
 
 def test_majority_on_disk_commits():
-    """An entry is committed once it is on the disks of a majority, of which the leader's own counts only when it is done (section 5.3)."""
+    """An entry is committed once it is on the disks of a majority; the leader's counts only when it is done (section 5.3)."""
     raft = leader(1)
     entry = raft.propose(b"x")
     replicate(raft, "n2")
@@ -564,11 +573,12 @@ def test_two_followers_commit_before_the_leaders_disk():
     raft = leader(1)
     entry = raft.propose(b"x")
     replicate(raft, "n2", "n3")
-    assert raft.commit_index == entry.index and raft.take_committed(1000) == raft.log.entries(1, 2), "applied only when saved here"
+    assert raft.commit_index == entry.index
+    assert raft.take_committed(1000) == raft.log.entries(1, 2), "applied only when saved here"
 
 
 def test_old_terms_are_not_committed_by_counting():
-    """Only entries of the leader's own term are committed by counting replicas; older ones with them (section 5.4.2, Figure 8)."""
+    """Only entries of the leader's own term are committed by counting; older ones with them (section 5.4.2, Figure 8)."""
     raft = leader(1, 2, committed=False)
     request = append(term=raft.term, leader="n1", prev=(1, 1), terms=(2,))
     raft.handle_reply("n2", request, AppendEntriesReply(raft.term, True, 2))
@@ -700,7 +710,7 @@ def test_read_index_is_that_of_its_beginning():
     raft.propose(b"x")
     save(raft)
     replicate(raft, "n2")
-    raft.handle_reply("n2", raft.request_for("n2") or append(term=raft.term, round=read.round), AppendEntriesReply(raft.term, True, 3))
+    raft.handle_reply("n2", raft.request_for("n2"), AppendEntriesReply(raft.term, True, 3))
     assert read.ready and read.index == 2
 
 
@@ -714,7 +724,7 @@ def test_learners_do_not_confirm_reads():
 
 
 def test_reads_of_a_deposed_leader_fail():
-    """A read that was not confirmed when the leader stepped down is never answered: a deposed leader would read stale (thesis 6.4)."""
+    """A read that was not confirmed when the leader stepped down is never answered: it would be stale (thesis 6.4)."""
     raft = leader(1)
     read = raft.read_index()
     request = raft.request_for("n2")
@@ -838,8 +848,10 @@ def test_removed_leader_leads_until_it_is_committed():
 
 
 def test_left_out_server_stands_until_that_is_committed():
-    """A server that its newest configuration leaves out still stands for election, as it may be needed to commit it; its own vote does
-    not count (thesis 4.2.2, Figure 4.6). Otherwise n2 could never win here, and n1 would never try."""
+    """A server that its newest configuration leaves out still stands for election: it may be needed to commit it (thesis 4.2.2).
+
+    Its own vote does not count (Figure 4.6). Otherwise n2 could never win here, and n1 would never try.
+    """
     two = members("n1", "n2")
     log = Log(0, 0, [*entries(1), configuration_entry(2, 1, two.without("n1"))])
     raft = server(log=log, configuration=two, applied=1)

@@ -70,6 +70,8 @@ class Raft:
     """
 
     NO_MAJORITY = "no majority answers"  # the ``reason`` of a leader that stepped down by CheckQuorum
+    MAX_WRITE_BYTES = 4 << 20  # commands in one write, at least one entry
+    MAX_COMPACTED_ENTRIES = 1000  # forgotten in one write
     NOTICE_SECONDS = 0.005  # a new commit_index waits this long for a request with entries to carry it to a peer
 
     def __init__(self, name, hard_state, log, configurations, applied, settings, random, now):
@@ -85,6 +87,7 @@ class Raft:
         self._settings, self._random, self.now = settings, random, now
         self._hard_state_saved = True
         self._base_saved = True
+        self._compact_to = log.snapshot_index  # where compaction is going, a step with each write
         self._unsaved_from = log.last_index + 1
         self._saving_since = None
         self._answers = []
@@ -721,19 +724,32 @@ class Raft:
 
     @property
     def has_unsaved(self):
-        return not (self._hard_state_saved and self._base_saved and self._unsaved_from > self.log.last_index)
+        return not (self._hard_state_saved and self._base_saved and self._unsaved_from > self.log.last_index) \
+            or self._compact_to > self.log.snapshot_index
 
     def take_unsaved(self):
-        """What must be written now, or None. The caller writes it, and then calls ``saved`` with it; one at a time."""
+        """What must be written now, or None. The caller writes it, and then calls ``saved`` with it; one at a time.
+
+        Never so much that the disk takes long for it: a write that takes long counts as a failure.
+        """
         assert self._saving_since is None, "one write at a time"
         if not self.has_unsaved:
             return None
-        entries = self.log.entries(self._unsaved_from, self.log.last_index)
+        self._compact_a_step()
+        entries = self.log.entries_from(self._unsaved_from, self.MAX_WRITE_BYTES)
         hard_state = None if self._hard_state_saved else HardState(self.term, self.voted_for)
         base = None if self._base_saved else self.base
         unsaved = Unsaved(hard_state, base, self._unsaved_from, entries)
-        self._base_saved, self._unsaved_from, self._saving_since = True, self.log.last_index + 1, self.now
+        self._base_saved, self._unsaved_from, self._saving_since = True, unsaved.last_index + 1, self.now
         return unsaved
+
+    def _compact_a_step(self):
+        if self._compact_to > self.log.snapshot_index:
+            step = self.log.entries_from(self.log.first_index, self.MAX_WRITE_BYTES)[:self.MAX_COMPACTED_ENTRIES]
+            index = min(self._compact_to, step[-1].index)
+            self.log.compact(index)
+            self.configurations.compact(index)
+            self._base_saved = False
 
     @property
     def base(self):
@@ -772,7 +788,7 @@ class Raft:
         self.last_applied = index
 
     def compact(self, durable_index, keep_entries, keep_bytes):
-        """Forget entries that the state machine surely has on disk, but for a tail for slow followers.
+        """Begin to forget entries that the state machine surely has on disk, but for a tail for slow followers.
 
         While a snapshot is on its way, what comes after it is kept, up to 16 times as much, or its receiver would need another.
         """
@@ -781,10 +797,7 @@ class Raft:
         first_kept = self.log.tail_start(index, keep_entries, keep_bytes)
         if sending is not None and sending < first_kept - 1:
             first_kept = max(sending + 1, self.log.tail_start(index, 16 * keep_entries, 16 * keep_bytes))
-        if first_kept > self.log.first_index:
-            self.log.compact(first_kept - 1)
-            self.configurations.compact(first_kept - 1)
-            self._base_saved = False
+        self._compact_to = max(self._compact_to, first_kept - 1)
 
     def _oldest_outgoing_index(self):
         if not self.is_leader:

@@ -1,0 +1,415 @@
+"""Connections between peers over real loopback sockets: kept open, opened again, refused in words, and ended."""
+
+import logging
+import socket
+import threading
+import time
+
+import pytest
+
+from raftd import wire
+from raftd.config import Settings
+from raftd.errors import PeerUnreachable, Refusal
+from raftd.raft.configuration import Member
+from raftd.raft.messages import AppendEntries, AppendEntriesReply, Entry, RequestVote, RequestVoteReply
+from raftd.transport import PeerServer, Transport, split_address
+
+SETTINGS = Settings(rpc_timeout_seconds=0.4)
+VOTE, GRANTED = RequestVote(3, "n1", 9, 2), RequestVoteReply(3, True)
+
+
+def wait_until(truth, what, seconds=5):
+    """Wait for a condition, with a deadline."""
+    deadline, pause = time.monotonic() + seconds, threading.Event()
+    while not truth():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        pause.wait(0.002)
+
+
+class Peer:
+    """n2: a listener that reads the HTTP head and hands the socket to a PeerServer, as the web server of a node does."""
+
+    def __init__(self, handle=lambda sender, index, request: GRANTED, admit=lambda fields: fields["raft-name"]):
+        self.server = PeerServer(admit, handle)
+        self.accepted = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.member = Member("n2", f"127.0.0.1:{self._listener.getsockname()[1]}")
+        self._thread = threading.Thread(target=self._accept)
+        self._thread.start()
+
+    def _accept(self):
+        while True:
+            try:
+                peer_socket, _ = self._listener.accept()
+            except OSError:
+                return
+            self.accepted.append(peer_socket)
+            head = b""
+            while b"\r\n\r\n" not in head and (data := peer_socket.recv(1)):
+                head += data
+            fields = (line.partition(": ") for line in head.decode("latin-1").split("\r\n")[1:])
+            self.server.serve(peer_socket, {name.lower(): value for name, _, value in fields})
+
+    def close(self):
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join(5)
+        self.server.stop()
+        assert not self._thread.is_alive()
+
+
+@pytest.fixture
+def peer():
+    peers = []
+
+    def make(*args, **more):
+        peers.append(Peer(*args, **more))
+        return peers[-1]
+    yield make
+    for one in peers:
+        one.close()
+
+
+@pytest.fixture
+def connection():
+    made = []
+
+    def make(name="n1", lane="small"):
+        made.append(Transport(SETTINGS, lambda member: {"Raft-Name": name, "Raft-To": member.name}).connection(lane))
+        return made[-1]
+    yield make
+    for one in made:
+        one.close()
+
+
+def serving():
+    """The threads that answer peers."""
+    return [thread for thread in threading.enumerate() if thread.name.startswith("from-")]
+
+
+def test_a_call_brings_the_reply_of_its_request(peer, connection):
+    seen = []
+
+    def handle(*call):
+        seen.append(call)
+        return RequestVoteReply(call[2].term, True)
+    n2, n1 = peer(handle), connection()
+    for term in range(1, 6):
+        request = RequestVote(term, "n1", 9, 2)
+        assert n1.call(n2.member, request, 7) == RequestVoteReply(term, True)
+        assert seen[-1] == ("n1", 7, request)
+    assert len(n2.accepted) == 1, "the connection is kept open"
+
+
+def test_who_connects_says_who_it_is_and_whom_it_wants(peer, connection):
+    fields = {}
+
+    def admit(found):
+        fields.update(found)
+        return "n1"
+    n2 = peer(admit=admit)
+    connection(lane="data").call(n2.member, VOTE, 0)
+    assert {"upgrade": wire.PROTOCOL, "raft-name": "n1", "raft-to": "n2", "raft-lane": "data"}.items() <= fields.items()
+
+
+def test_large_requests_arrive_whole(peer, connection):
+    n2 = peer(lambda sender, index, request: AppendEntriesReply(3, True, len(request.entries[0].command)))
+    request = AppendEntries(3, "n1", 0, 0, (Entry(1, 3, 1, bytes(range(256)) * 40_000),))
+    assert connection().call(n2.member, request, 0).match_index == 10_240_000
+
+
+def test_a_connection_that_was_closed_while_idle_is_opened_again(peer, connection):
+    n2, n1 = peer(), connection()
+    n1.call(n2.member, VOTE, 0)
+    n2.accepted[0].shutdown(socket.SHUT_RDWR)
+    wait_until(lambda: not serving(), "the answering thread ends")
+    assert n1.call(n2.member, VOTE, 0) == GRANTED
+    assert len(n2.accepted) == 2
+
+
+def test_a_member_that_has_moved_is_reached_at_its_new_address(peer, connection):
+    here, there, n1 = peer(), peer(), connection()
+    n1.call(here.member, VOTE, 0)
+    n1.call(there.member, VOTE, 0)
+    assert len(here.accepted) == len(there.accepted) == 1
+
+
+def test_nobody_listens(connection):
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    with pytest.raises(PeerUnreachable, match=f"^n2 at {address}: .*refused"):
+        connection().call(Member("n2", address), VOTE, 0)
+
+
+@pytest.mark.parametrize("address", ["nowhere.invalid:4001", "127.0.0.1:99999", "127.0.0.1:port", "no port",
+                                     "x" * 70 + ".y:1", "a..b:1"])
+def test_an_address_that_cannot_be_is_unreachable_and_nothing_worse(connection, address):
+    """The thread of a peer must not end because of what a configuration says."""
+    with pytest.raises(PeerUnreachable, match="^n2 at "):
+        connection().call(Member("n2", address), VOTE, 0)
+
+
+def elapsed(call):
+    began = time.monotonic()
+    with pytest.raises(PeerUnreachable, match="timed out$"):
+        call()
+    return time.monotonic() - began
+
+
+def test_the_timeout_is_for_the_whole_call(peer, connection):
+    """Also when connecting takes some of it, or the reply comes a byte at a time. The original had no connect timeout."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        n1, address = connection(), f"127.0.0.1:{silent.getsockname()[1]}"
+        assert 0.3 < elapsed(lambda: n1.call(Member("n2", address), VOTE, 0)) < 0.8
+    released = threading.Event()
+    n2 = peer(lambda *call: released.wait(5) and GRANTED)
+    assert 0.3 < elapsed(lambda: connection().call(n2.member, VOTE, 0)) < 0.8
+    released.set()
+
+
+def test_a_reply_that_trickles_in_does_not_prolong_the_call(connection):
+    done = threading.Event()
+
+    def trickle():
+        peer_socket, _ = listener.accept()
+        with peer_socket:
+            peer_socket.recv(4096)
+            try:
+                for byte in b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n" * 100:
+                    peer_socket.sendall(bytes([byte]))
+                    if done.wait(0.05):
+                        return
+            except OSError:
+                return
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=trickle)
+        thread.start()
+        member = Member("n2", f"127.0.0.1:{listener.getsockname()[1]}")
+        assert 0.3 < elapsed(lambda: connection().call(member, VOTE, 0)) < 0.8
+        done.set()
+        thread.join(5)
+
+
+def test_after_a_timeout_a_late_reply_is_not_taken_for_the_next(peer, connection):
+    """The reply to the first request must not answer the second one."""
+    released = threading.Event()
+
+    def handle(sender, index, request):
+        if request.term == 1:
+            released.wait(5)
+        return RequestVoteReply(request.term, True)
+    n2, n1 = peer(handle), connection()
+    with pytest.raises(PeerUnreachable):
+        n1.call(n2.member, RequestVote(1, "n1", 0, 0), 0)
+    released.set()
+    assert n1.call(n2.member, RequestVote(2, "n1", 0, 0), 0).term == 2
+
+
+def refuse(text):
+    def refusing(*args):
+        raise Refusal(text)
+    return refusing
+
+
+def test_a_refusal_at_the_door_says_why(peer, connection):
+    n2 = peer(admit=refuse("this is cluster a, not b"))
+    with pytest.raises(PeerUnreachable, match="this is cluster a, not b$"):
+        connection().call(n2.member, VOTE, 0)
+    assert not serving()
+
+
+def test_a_refused_request_says_why_and_the_next_may_be_taken(peer, connection):
+    answers = [refuse("n1 is not a member of this cluster"), lambda *call: GRANTED]
+    n2, n1 = peer(lambda *call: answers.pop(0)(*call)), connection()
+    with pytest.raises(PeerUnreachable, match="n1 is not a member of this cluster$"):
+        n1.call(n2.member, VOTE, 0)
+    assert n1.call(n2.member, VOTE, 0) == GRANTED
+
+
+def test_another_protocol_is_refused_by_name(peer, connection, monkeypatch):
+    n2 = peer()
+    monkeypatch.setattr(wire, "PROTOCOL", "raftd/1")
+    with socket.create_connection(split_address(n2.member.address), timeout=5) as raw:
+        raw.sendall(b"GET /raft/ HTTP/1.1\r\nUpgrade: raftd/9\r\nRaft-Name: n1\r\n\r\n")
+        answer = b"".join(iter(lambda: raw.recv(4096), b""))
+    assert answer.startswith(b"HTTP/1.1 403 ") and b"peers speak raftd/1 here, not raftd/9" in answer
+
+
+@pytest.mark.parametrize("answer", [b"garbage\r\n\r\n", b"", b"HTTP/1.1 404 Not Found\r\n\r\nno such path", b"\xff" * 20_000,
+                                    b"HTTP/1.1 101 Switching\r\n\r\n" + b"\xff" * 100])
+def test_what_is_not_raftd_is_unreachable(connection, answer):
+    def strange():
+        peer_socket, _ = listener.accept()
+        with peer_socket:
+            peer_socket.recv(4096)
+            peer_socket.sendall(answer)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=strange)
+        thread.start()
+        with pytest.raises(PeerUnreachable, match="^n2 at "):
+            connection().call(Member("n2", f"127.0.0.1:{listener.getsockname()[1]}"), VOTE, 0)
+        thread.join(5)
+
+
+def test_a_reply_of_another_kind_is_no_reply(peer, connection):
+    n2 = peer(lambda *call: AppendEntriesReply(1, True))
+    with pytest.raises(PeerUnreachable, match="answered AppendEntriesReply"):
+        connection().call(n2.member, VOTE, 0)
+
+
+def upgraded(member, name="n1"):
+    """A raw socket that has become a connection of *name*."""
+    raw = socket.create_connection(split_address(member.address), timeout=5)
+    raw.sendall(f"GET /raft/ HTTP/1.1\r\nUpgrade: {wire.PROTOCOL}\r\nRaft-Name: {name}\r\nRaft-Lane: small\r\n\r\n".encode())
+    head = b""
+    while b"\r\n\r\n" not in head:
+        head += raw.recv(1)
+    assert head.startswith(b"HTTP/1.1 101 ")
+    return raw
+
+
+def ended(raw):
+    """True if the other side closes, perhaps without having read all."""
+    try:
+        return raw.recv(1000) == b""
+    except ConnectionResetError:
+        return True
+
+
+@pytest.mark.parametrize("garbage", [b"\xff" * 100, b"\0" * 100, b"GET / HTTP/1.1\r\n\r\n" * 9, wire.encode(GRANTED, 0),
+                                     wire.encode(VOTE, 0)[:-1] + b"\x55"], ids=range(5))
+def test_garbage_ends_its_connection_with_a_warning_and_harms_nobody(peer, connection, caplog, garbage):
+    n2, n3 = peer(), connection("n3")
+    n3.call(n2.member, VOTE, 0)
+    with caplog.at_level(logging.DEBUG), upgraded(n2.member) as raw:
+        raw.sendall(garbage)
+        assert ended(raw)
+    wait_until(lambda: len(serving()) == 1, "only the thread of n3 is left")
+    warning, = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert "peer=n1" in warning.getMessage() and warning.exc_info is None
+    assert n3.call(n2.member, VOTE, 0) == GRANTED and len(n2.accepted) == 2
+
+
+def test_a_frame_cut_off_in_the_middle_ends_quietly(peer, caplog):
+    n2 = peer()
+    with caplog.at_level(logging.INFO), upgraded(n2.member) as raw:
+        raw.sendall(wire.encode(VOTE, 0)[:-3])
+        raw.shutdown(socket.SHUT_WR)
+        assert raw.recv(1000) == b""
+    wait_until(lambda: not serving(), "the answering thread ends")
+    assert not caplog.records
+
+
+def test_a_second_connection_of_a_lane_replaces_the_first(peer, connection):
+    n2 = peer()
+    with upgraded(n2.member) as first:
+        second = connection()
+        assert second.call(n2.member, VOTE, 0) == GRANTED
+        assert first.recv(10) == b"", "its sender has given it up"
+        wait_until(lambda: len(serving()) == 1, "its thread ends")
+    assert second.call(n2.member, VOTE, 0) == GRANTED
+
+
+def test_lanes_and_peers_do_not_wait_for_each_other(peer, connection):
+    """A heartbeat is answered while data, or another peer, is waited for."""
+    released = threading.Event()
+    n2 = peer(lambda sender, index, request: (request.term != 1 or released.wait(5)) and GRANTED)
+    slow = connection(lane="data")
+    thread = threading.Thread(target=lambda: pytest.raises(PeerUnreachable, slow.call, n2.member, RequestVote(1, "n1", 0, 0), 0))
+    thread.start()
+    wait_until(serving, "the slow request is under way")
+    assert connection(lane="small").call(n2.member, VOTE, 0) == GRANTED
+    assert connection("n3").call(n2.member, VOTE, 0) == GRANTED
+    thread.join(5)
+    released.set()
+
+
+def test_interrupt_ends_a_call_that_waits(peer, connection):
+    began, released, errors = threading.Event(), threading.Event(), []
+
+    def handle(*call):
+        began.set()
+        released.wait(5)
+        return GRANTED
+    n2, n1 = peer(handle), connection()
+
+    def call():
+        try:
+            n1.call(n2.member, AppendEntries(3, "n1", 0, 0, (Entry(1, 1, 1, b"x" * 1_000_000),)), 0)
+        except PeerUnreachable as error:
+            errors.append(error)
+    thread = threading.Thread(target=call)
+    before = time.monotonic()
+    thread.start()
+    assert began.wait(5)
+    began.clear()
+    n1.interrupt()
+    thread.join(5)
+    released.set()
+    assert errors and time.monotonic() - before < 2
+
+
+def test_stop_ends_all_connections_and_threads(peer, connection):
+    n2 = peer()
+    for name in ("n1", "n3", "n4"):
+        connection(name).call(n2.member, VOTE, 0)
+    assert len(serving()) == 3
+    n2.server.stop()
+    assert not serving()
+    with pytest.raises(PeerUnreachable):
+        connection("n5").call(n2.member, VOTE, 0)
+    assert not serving()
+
+
+def test_stop_waits_also_for_a_connection_that_was_replaced(peer, connection):
+    """Its thread may still be in the middle of a request: nothing may be touched by it after stop."""
+    began, released = threading.Event(), threading.Event()
+
+    def handle(sender, index, request):
+        if request.term == 1:
+            began.set()
+            released.wait(5)
+        return GRANTED
+    n2 = peer(handle)
+    with upgraded(n2.member) as first:
+        first.sendall(wire.encode(RequestVote(1, "n1", 0, 0), 0))
+        assert began.wait(5)
+        connection().call(n2.member, VOTE, 0)
+        stopping = threading.Thread(target=n2.server.stop)
+        stopping.start()
+        stopping.join(0.2)
+        still_waiting = stopping.is_alive()
+        released.set()
+        stopping.join(5)
+    assert still_waiting and not serving()
+
+
+def test_stop_during_serve_is_no_error(monkeypatch):
+    """A connection that arrives in the very moment of stop is ended like the others."""
+    server, errors = PeerServer(lambda fields: "n1", lambda *call: GRANTED), []
+    start = threading.Thread.start
+
+    def stop():
+        try:
+            server.stop()
+        except RuntimeError as error:
+            errors.append(error)
+    stopping = threading.Thread(target=stop)
+
+    def start_late(thread):
+        if thread.name.startswith("from-"):
+            start(stopping)
+            stopping.join(0.3)
+        start(thread)
+    monkeypatch.setattr(threading.Thread, "start", start_late)
+    ours, theirs = socket.socketpair()
+    with theirs:
+        server.serve(ours, {"upgrade": wire.PROTOCOL})
+        stopping.join(5)
+    wait_until(lambda: not serving(), "the thread ends")
+    assert not errors
+
+
+@pytest.mark.parametrize(("address", "parts"), [("localhost:4001", ("localhost", 4001)), ("[::1]:4001", ("::1", 4001))])
+def test_split_address(address, parts):
+    assert split_address(address) == parts
