@@ -1,0 +1,431 @@
+"""Real clusters on bad disks and among bad clients: full, failing and slow disks; idle, slow and hostile connections; no file handles left."""
+
+import resource
+import shutil
+import socket
+import subprocess
+import threading
+import time
+
+import pytest
+
+from cluster import Client, Cluster, Writers, holds_for, needs_root, the_fault_lasts, wait_until
+
+KIB = 1 << 10
+VALUE = bytes(range(256)) * 400  # 100 KiB: large enough to need new room on a disk
+
+pytestmark = pytest.mark.cluster
+needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+
+
+# Full disks
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Makes file systems of a size, mounted under *tmp_path*; they are gone after the test."""
+    mounted = []
+
+    def make(name, mebibytes=12):
+        path = tmp_path / f"disk-{name}"
+        path.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "raftd-test", path], check=True)
+        mounted.append(path)
+        return path
+    yield make
+    for path in mounted:
+        subprocess.run(["umount", "--lazy", path], check=True)
+
+
+def fill(disk, leave=64 * KIB):
+    """Take all the room of *disk* but a little."""
+    free = shutil.disk_usage(disk).free
+    with open(disk / "filler", "wb") as filler:
+        filler.write(bytes(max(0, free - leave)))
+
+
+def make_room(disk):
+    (disk / "filler").unlink()
+
+
+def cluster_with_small_disks(tmp_path, small_disk, *numbers):
+    """A cluster of three, of which those of *numbers* have a small disk; and the disks."""
+    cluster, disks = Cluster(tmp_path, start=False), {number: small_disk(f"n{number}") for number in numbers}
+    for number in (1, 2, 3):
+        server = cluster.new(path=disks[number] / "data" if number in disks else None)
+        server.start(join=cluster[1] if number > 1 else None)
+    cluster.wait_voters(3)
+    return cluster, disks
+
+
+@pytest.mark.root
+@needs_root
+def test_full_disk_of_a_follower_is_its_own_trouble(tmp_path, small_disk):
+    cluster, disks = cluster_with_small_disks(tmp_path, small_disk, 2)
+    with cluster:
+        leader = cluster[1]
+        fill(disks[2])
+        accepted = [key for key in (f"large{number}" for number in range(10)) if leader.put(key, VALUE).status == 200]
+        assert len(accepted) == 10
+        wait_until(lambda: "cannot be written" in cluster[2].log(), "it has noticed")
+        with Writers([leader], 2) as writers:
+            the_fault_lasts.wait(2)
+            writers.wait_for_more(20)
+        assert leader.leads and writers.longest_wait < 2
+        make_room(disks[2])
+        cluster.wait_converged()
+        data = cluster.data_of_each()
+        assert data["n2"] == data["n1"] and not writers.missing_in(data["n2"])
+
+
+@pytest.mark.root
+@needs_root
+def test_full_disk_of_the_leader_moves_leadership(tmp_path, small_disk):
+    cluster, disks = cluster_with_small_disks(tmp_path, small_disk, 1)
+    with cluster:
+        leader, answers, number = cluster[1], {}, 0
+        fill(disks[1])
+        while leader.leads and number < 100:
+            answers[f"large{number}"] = leader.put(f"large{number}", VALUE)
+            number += 1
+        assert {answer.status for answer in answers.values()} <= {200, 507, 400, 503}, answers
+        assert 507 in {answer.status for answer in answers.values()}
+        failed = next(answer for answer in answers.values() if answer.status == 507)
+        assert (failed.code, failed.retry) == ("storage_failed", "maybe")
+        cluster.write("elsewhere", b"x", among=[cluster[2], cluster[3]])
+        assert leader.get("large0", "?level=stale").status in (200, 404)
+        assert leader.call("GET", "/readyz").status == 503
+        make_room(disks[1])
+        wait_until(lambda: leader.get("elsewhere").body == b"x", "it recovers by itself")
+        data = cluster.data_of_each()
+        assert data["n1"] == data["n2"] == data["n3"]
+        assert all(data["n1"].get(key) == VALUE for key, answer in answers.items() if answer.status == 200)
+
+
+@pytest.mark.root
+@needs_root
+def test_full_disk_of_a_server_alone(tmp_path, small_disk):
+    """Refused with 507, reads go on, and when there is room again so do writes; nothing is lost at kill -9."""
+    disk = small_disk("n1")
+    with Cluster(tmp_path, start=False) as cluster:
+        server = cluster.new(path=disk / "data").start()
+        cluster.write("first", b"x")
+        fill(disk)
+        answers = {}
+        for number in range(40):
+            answers[f"large{number}"] = server.put(f"large{number}", VALUE)
+        failed = [answer for answer in answers.values() if answer.status != 200]
+        assert failed and all(answer.status in (507, 400, 503) for answer in failed), failed
+        assert any(answer.code == "storage_failed" for answer in failed)
+        assert server.get("first", "?level=stale").body == b"x"
+        make_room(disk)
+        cluster.write("after", b"x")
+        accepted = [key for key, answer in answers.items() if answer.status == 200]
+        assert all(server.get(key).body == VALUE for key in accepted)
+        server.kill()
+        server.start()
+        cluster.leader()
+        assert all(server.get(key).body == VALUE for key in accepted)
+
+
+@pytest.mark.root
+@needs_root
+def test_full_disks_of_all_followers_and_then_the_leader_dies(tmp_path, small_disk):
+    """The original loses here what it has acknowledged."""
+    cluster, disks = cluster_with_small_disks(tmp_path, small_disk, 2, 3)
+    with cluster:
+        leader, accepted = cluster[1], []
+        for disk in disks.values():
+            fill(disk)
+        for number in range(100):
+            answer = leader.put(f"large{number}", VALUE, "?timeout=2s")
+            if answer.status != 200:
+                break
+            accepted.append(f"large{number}")
+        assert answer.status in (503, 504, 400), answer
+        leader.kill()
+        for disk in disks.values():
+            make_room(disk)
+        successor = cluster.leader()
+        assert [key for key in accepted if successor.get(key).body != VALUE] == []
+        cluster.restart(leader)
+        data = cluster.data_of_each()
+        assert data["n1"] == data["n2"] == data["n3"]
+
+
+@pytest.mark.root
+@needs_root
+def test_a_full_disk_at_the_start_is_one_clear_line(tmp_path, small_disk):
+    disk = small_disk("n1", 1)
+    with Cluster(tmp_path, start=False) as cluster:
+        server = cluster.new(path=disk / "data")
+        fill(disk, leave=0)
+        server.start(wait=False)
+        assert server.exit_status() == 1
+        lines = [line for line in server.log().splitlines() if line.startswith("raftd: ")]
+        assert len(lines) == 1 and "Traceback" not in server.log(), server.log()
+        make_room(disk)
+        server.start()
+        cluster.write("a", b"x")
+
+
+# Failing and slow disks
+
+
+def inject(what):
+    """A command that runs another one with a fault in its fdatasync."""
+    return ["strace", "-f", "--seccomp-bpf", "-o", "/dev/null", "-e", "trace=fdatasync", "-e", f"inject=fdatasync:{what}"]
+
+
+@needs_strace
+@pytest.mark.parametrize("when", ["8..9", "20..20", "21..24", "30..33"])
+def test_failed_fsync_never_acknowledges_what_is_lost(tmp_path, when):
+    """A server alone whose fsync fails, and succeeds the next time without having written: never believe that."""
+    with Cluster(tmp_path, 1) as cluster:
+        server = cluster[1]
+        assert server.terminate() == 0
+        server.start(prefix=inject(f"error=EIO:when={when}"), wait=False)
+        wait_until(lambda: not server.running or server.put("probe", b"x", timeout=2).status == 200, "it takes writes, or stops")
+        if server.running:
+            with Writers([server], 4, prefix=f"eio{when[:2]}-") as writers:
+                wait_until(lambda: "cannot be written" in server.log() or len(writers.acknowledged) > 2000, "the fault has happened")
+                writers.wait_for_more(20)
+            server.kill()
+            server.start()
+            cluster.leader()
+            assert not writers.missing_in(cluster.data_of_each()["n1"])
+            assert "cannot be written" in server.log(), "the fault was not noticed"
+
+
+@needs_strace
+def test_failed_fsync_of_a_leader_of_three(tmp_path):
+    """It falls silent and another leads; it comes back by itself."""
+    with Cluster(tmp_path) as cluster:
+        failing = cluster[1]
+        assert failing.terminate() == 0
+        cluster.leader()
+        failing.start(prefix=inject("error=EIO:when=200..203"))
+        wait_until(lambda: failing.ready, "it is back")
+        with Writers(cluster.servers, 4) as writers:
+            cluster.leader().call("POST", "/leader", b'{"name":"n1"}')
+            wait_until(lambda: "cannot be written" in failing.log(), "the fault has happened")
+            writers.gap_after(time.monotonic())
+            wait_until(lambda: "is open again" in failing.log() or "can be written again" in failing.log(), "it has recovered")
+            writers.wait_for_more(50)
+        data = cluster.data_of_each()
+        assert all(not writers.missing_in(found) for found in data.values())
+        assert data["n1"] == data["n2"] == data["n3"]
+
+
+@needs_strace
+def test_stalled_disk_of_the_leader_moves_leadership(tmp_path):
+    """A leader whose write takes longer than an election timeout stops heartbeating; it must not hold up the others."""
+    with Cluster(tmp_path) as cluster:
+        stalling = cluster[1]
+        assert stalling.terminate() == 0
+        cluster.leader()
+        stalling.start(prefix=inject("delay_enter=6000000:when=200..200"))
+        wait_until(lambda: stalling.ready, "it is back")
+        cluster.leader().call("POST", "/leader", b'{"name":"n1"}')
+        with Writers([cluster[2], cluster[3], stalling], 4) as writers:
+            wait_until(lambda: "disk has not answered" in stalling.log(), "the disk stalls")
+            assert writers.gap_after(time.monotonic()) < 5
+            wait_until(lambda: stalling.ready, "it is back")
+        data = cluster.data_of_each()
+        assert all(not writers.missing_in(found) for found in data.values())
+
+
+@needs_strace
+def test_slow_disk_of_a_follower_slows_nobody(tmp_path):
+    with Cluster(tmp_path) as cluster:
+        leader = cluster.leader()
+        slow = cluster.followers(leader)[0]
+        slow.terminate()
+        slow.start(prefix=inject("delay_enter=300000"), wait=False)
+        slow.wait_listening(60)
+        term = leader.status()["term"]
+        with Writers([leader], 4) as writers:
+            writers.wait_for_more(200)
+            the_fault_lasts.wait(2)
+            writers.wait_for_more(100)
+        assert writers.longest_wait < 1
+        assert leader.status()["term"] == term
+        cluster.wait_converged()
+
+
+# Clients that are many, slow or hostile
+
+
+def open_sockets(server, count, greeting=b""):
+    """So many connections that say *greeting* and no more."""
+    host, port = server.address.split(":")
+    sockets = []
+    for _ in range(count):
+        idle = socket.create_connection((host, int(port)), 5)
+        idle.sendall(greeting)
+        sockets.append(idle)
+    return sockets
+
+
+GREETINGS = {"idle": b"", "half a head": b"POST /db/x HTTP/1.1\r\nHost: x\r\n", "half a body": b"POST /db/x HTTP/1.1\r\nContent-Length: 1000\r\n\r\nhalf"}
+
+
+@pytest.mark.parametrize("greeting", GREETINGS.values(), ids=GREETINGS)
+def test_300_connections_that_say_nothing_more(tmp_path, greeting):
+    """An honest client is served as if they were not there, and nobody elects."""
+    with Cluster(tmp_path) as cluster:
+        leader, term = cluster.leader(), cluster.terms()
+        sockets = [idle for server in cluster.servers for idle in open_sockets(server, 300, greeting)]
+        with Writers([leader], 2) as writers:
+            for server in cluster.servers:
+                assert server.get("missing").status == 404
+            writers.wait_for_more(200)
+            the_fault_lasts.wait(1)
+        for idle in sockets:
+            idle.close()
+        assert writers.longest_wait < 1
+        assert cluster.terms() == term
+
+
+def test_slow_bodies_take_no_thread(tmp_path):
+    """200 uploads of a byte at a time."""
+    with Cluster(tmp_path, 1) as cluster:
+        server, stopping = cluster[1], threading.Event()
+        sockets = open_sockets(server, 200, b"POST /db/slow HTTP/1.1\r\nContent-Length: 10000\r\n\r\n")
+
+        def trickle():
+            while not stopping.wait(0.1):
+                for slow in sockets:
+                    slow.sendall(b"x")
+        thread = threading.Thread(target=trickle)
+        thread.start()
+        with Writers([server], 2) as writers:
+            writers.wait_for_more(200)
+            the_fault_lasts.wait(1)
+        stopping.set()
+        thread.join()
+        for slow in sockets:
+            slow.close()
+        assert writers.longest_wait < 1
+        assert server.get("slow").status == 404, "half a body was taken for a whole one"
+
+
+@needs_strace
+@pytest.mark.slow
+def test_blocked_clients_do_not_keep_peers_out(tmp_path):
+    """300 idle connections and 64 clients whose writes wait for a slow disk, at every server: the leader stays, and who is honest is served."""
+    with Cluster(tmp_path) as cluster:
+        for server in cluster.servers:
+            server.terminate()
+        for server in cluster.servers:
+            server.start(prefix=inject("delay_enter=150000:when=12+"), wait=False)
+        for server in cluster.servers:
+            server.wait_listening(60)
+        leader = cluster.leader()
+        cluster.wait_voters(3)
+        terms = cluster.terms()
+        sockets = [idle for server in cluster.servers for idle in open_sockets(server, 300)]
+        blocked = [Client(server.address) for server in cluster.servers for _ in range(64)]
+        stopping, seconds = threading.Event(), []
+
+        def wait_for_writes(client):
+            count = 0
+            while not stopping.is_set():
+                path = f"/db/{id(client)}-{count}?timeout=10s" if client.address == leader.address else "/db/x"
+                client.call("POST" if client.address == leader.address else "GET", path, b"x", timeout=15)
+                count += 1
+        threads = [threading.Thread(target=wait_for_writes, args=(client,)) for client in blocked]
+        for thread in threads:
+            thread.start()
+        for number in range(5):
+            began = time.monotonic()
+            assert leader.put(f"honest{number}", b"x").status == 200
+            assert leader.call("GET", "/livez").status == 200
+            seconds.append(time.monotonic() - began)
+        stopping.set()
+        for thread in threads:
+            thread.join()
+        for idle in sockets:
+            idle.close()
+        assert cluster.terms() == terms, "an election was held"
+        assert max(seconds) < 5, seconds
+
+
+def test_garbage_on_the_port_stops_nothing(tmp_path):
+    garbage = [b"\0" * 1000, b"\r\n" * 1000, b"GET / HTTP/9.9\r\n\r\n", b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\n\r\n",
+               b"GET / HTTP/1.1\r\nX: " + b"b" * (1 << 20) + b"\r\n\r\n", b"\x16\x03\x01" * 50, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+               b"POST /db/x HTTP/1.1\r\nContent-Length: 3\r\nContent-Length: 5\r\n\r\nabcde", b"POST /db/x HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
+               b"POST /db/x HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\nabc",
+               b"POST /db/x HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\nabc\r\n", b"DELETE /db/../../etc HTTP/1.1\r\n\r\n"]
+    with Cluster(tmp_path, 1) as cluster:
+        server = cluster[1]
+        for data in garbage:
+            (stranger,) = open_sockets(server, 1)
+            stranger.settimeout(1)
+            try:
+                stranger.sendall(data)
+                heard = stranger.recv(1000)
+            except OSError:
+                heard = b""
+            stranger.close()
+            assert heard == b"" or heard.split()[1].startswith((b"4", b"5")), (data[:50], heard)
+            assert b"500" not in heard.split(b"\r\n")[0], (data[:50], heard)
+        assert server.put("still", b"works").status == 200
+        assert server.get("x").status == 404, "a request of two lengths was executed"
+
+
+def test_a_body_far_over_the_limit_is_refused_early(tmp_path):
+    """200 MB must neither be stored nor held in memory."""
+    with Cluster(tmp_path, 1) as cluster:
+        server = cluster[1]
+
+        def rss():
+            pages = int((cluster.directory.__class__(f"/proc/{server.process.pid}/statm")).read_text().split()[1])
+            return pages * resource.getpagesize()
+        before = rss()
+        (large,) = open_sockets(server, 1, b"POST /db/x HTTP/1.1\r\nContent-Length: 200000000\r\n\r\n")
+        large.settimeout(5)
+        heard = b""
+        try:
+            for _ in range(200):
+                large.sendall(bytes(1_000_000))
+        except OSError:
+            pass
+        try:
+            heard = large.recv(1000)
+        except OSError:
+            pass
+        large.close()
+        assert heard == b"" or b" 413 " in heard
+        assert rss() - before < 50_000_000
+        assert server.get("x").status == 404
+
+
+def test_no_file_handles_left(tmp_path):
+    """It recovers when there are some again; connections wait, nothing is half open, and nothing is lost."""
+    with Cluster(tmp_path, 1) as cluster:
+        server = cluster[1]
+        with Writers([server], 2) as writers:
+            writers.wait_for_more(20)
+            pid = server.process.pid
+            soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (40, hard))
+            sockets = open_sockets(server, 100)
+            the_fault_lasts.wait(1)
+            assert server.running
+            for idle in sockets:
+                idle.close()
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
+            writers.wait_for_more(100)
+        assert server.get("missing").status == 404
+        server.kill()
+        server.start()
+        cluster.leader()
+        assert not writers.missing_in(cluster.data_of_each()["n1"])
+
+
+def test_an_idle_cluster_holds_no_election(tmp_path):
+    with Cluster(tmp_path) as cluster:
+        leader, terms = cluster.leader(), cluster.terms()
+        holds_for(5, lambda: leader.leads, "it leads")
+        assert cluster.terms() == terms
