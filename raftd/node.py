@@ -124,9 +124,8 @@ class Node:
         self._threads = []
         self._started_at = time.monotonic()
         self._raft = self._restore(storage.load())
-        self._seen = (self._raft.role, self._raft.term, None)
+        self._seen = (self._raft.role, self._raft.term, self._raft.configuration)
         self._draining = False
-        self._logged_term = None
 
     # Start and stop
 
@@ -250,8 +249,12 @@ class Node:
         return self._raft.has_request_for(lane.peer)
 
     def _role_changed_locked(self):
-        raft, (old_role, old_term, _) = self._raft, self._seen
+        raft, (old_role, old_term, old_configuration) = self._raft, self._seen
         self._seen = (raft.role, raft.term, raft.configuration)
+        if old_configuration is not raft.configuration:
+            voters, members = raft.configuration.voters, raft.configuration.members
+            log.info("members index=%s voters=%s learners=%s", raft.configurations.latest_index, ",".join(voters) or "none",
+                     ",".join(name for name in members if name not in voters) or "none")
         if old_role is not raft.role or old_term != raft.term:
             self._log_role_locked(old_role)
         if isinstance(old_role, Leader) and not raft.is_leader:
@@ -265,10 +268,7 @@ class Node:
 
     def _log_role_locked(self, old_role):
         raft = self._raft
-        same_kind = type(old_role) is type(raft.role)
-        minor = same_kind or (isinstance(raft.role, Candidate) and raft.role.pre_vote and raft.term == self._logged_term)
-        level = logging.DEBUG if minor and raft.leader_id is None else logging.INFO
-        self._logged_term = raft.term
+        level = logging.DEBUG if _is_waiting(old_role) and _is_waiting(raft.role) else logging.INFO
         log.log(level, "became %s term=%s leader=%s last_index=%s commit_index=%s reason=%s", self._role_name_locked(), raft.term,
                 raft.leader_id or "unknown", raft.log.last_index, raft.commit_index, raft.reason)
 
@@ -954,6 +954,11 @@ class Node:
 
 
 MAX_TERM_STEP = 1 << 40  # no honest peer is further ahead; one that lies cannot use the terms up
+
+
+def _is_waiting(role):
+    """True for a server that knows no leader and has not begun a term of its own: it may go on so for hours."""
+    return role.pre_vote if isinstance(role, Candidate) else not isinstance(role, Leader) and role.leader_id is None
 
 
 def _resolve(future, value):

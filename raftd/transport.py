@@ -37,7 +37,7 @@ class Connection:
             reply = self._exchange(member, frame, deadline)
         except (OSError, ValueError, wire.WireError, Refusal) as error:  # ValueError: an address that cannot be one
             self.close()
-            text = "timed out" if isinstance(error, TimeoutError) else str(error)
+            text = "timed out" if isinstance(error, TimeoutError) else getattr(error, "strerror", None) or str(error)
             raise PeerUnreachable(f"{member.name} at {member.address}: {text}") from error
         if not isinstance(reply, wire.REPLIES[type(request)]):
             self.close()

@@ -97,6 +97,7 @@ class Server:
     def __init__(self, name, configuration, rng, settings):
         self.name, self.rng, self.settings = name, rng, settings
         self.disk = Disk(configuration)
+        self.limits = rng.choice((1, 30, 4 << 20)), rng.choice((1, 1000))  # of one write: bytes, and entries forgotten
         self.speed = 1.0
         self.up = False
 
@@ -113,6 +114,7 @@ class Server:
         agrees = log.term_at(disk.position) == term
         applied = disk.position if agrees else disk.base.index
         self.raft = Raft(self.name, disk.hard_state, log, configurations, applied, self.settings, self.rng, now)
+        self.raft.MAX_WRITE_BYTES, self.raft.MAX_COMPACTED_ENTRIES = self.limits
         if not agrees:
             self.raft.snapshot_installed(disk.position, term, history.configuration_at(disk.position))
         self.up, self.paused_until = True, 0.0

@@ -1007,12 +1007,31 @@ def test_compaction_keeps_what_is_not_surely_on_disk():
     """The log is discarded only up to what the state machine has durably (section 7), less a tail for slow followers."""
     raft = server(1, 1, 1, 1, 1, 1, applied=5)
     raft.compact(4, 0, 1000)
+    save(raft)
     assert raft.log.snapshot_index == 4
     raft.compact(6, 0, 1000)
+    save(raft)
     assert raft.log.snapshot_index == 5, "no more than is applied"
     kept = server(1, 1, 1, 1, 1, 1, applied=6)
     kept.compact(6, 4, 1000)
+    save(kept)
     assert kept.log.first_index == 3
+
+
+def test_one_write_is_limited():
+    """A write that takes long counts as a failed disk: what is large is written, and forgotten, in steps, of which each counts."""
+    raft = server(1)
+    raft.MAX_WRITE_BYTES = raft.MAX_COMPACTED_ENTRIES = 1
+    raft.handle(append(prev=(1, 1), terms=(1, 1), commit=3))
+    for index in (2, 3):
+        unsaved = raft.take_unsaved()
+        assert [entry.index for entry in unsaved.entries] == [index] and raft.saved_index == index - 1
+        raft.saved(unsaved)
+        assert raft.saved_index == index
+    raft.applied(3)
+    raft.compact(3, 0, 1000)
+    save(raft)
+    assert raft.log.snapshot_index == 3 and not raft.has_unsaved
 
 
 def test_compaction_keeps_what_a_snapshot_under_way_needs():
@@ -1025,6 +1044,7 @@ def test_compaction_keeps_what_a_snapshot_under_way_needs():
     raft.role.progress["n3"].next_index = 2
     raft.snapshot_offered("n3", 12, 1, 10, b"sum")
     raft.compact(21, 1, 1 << 20)
+    save(raft)
     assert raft.log.first_index == 13
 
 
