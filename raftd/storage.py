@@ -13,13 +13,15 @@ import sqlite3
 import struct
 import uuid
 import zlib
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import NamedTuple
 
+from raftd import sqlitefile
 from raftd.errors import REPLACE_NODE, DamagedFiles, StartupError, StorageFailed
 from raftd.raft.configuration import NOBODY, Configuration
 from raftd.raft.core import Base
 from raftd.raft.messages import Entry, HardState
+from raftd.sqlitefile import file_id, storage_errors
 
 log = logging.getLogger(__name__)
 
@@ -80,50 +82,41 @@ class DirectoryLock:
         os.close(self._descriptor)
 
 
-def sync_directory(path):
-    """Make the names in *path* durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def is_full(error):
-    """True if this sqlite3.Error means that there is no room."""
-    return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
-
-
 class Storage:
     """The open file. Not thread-safe: one thread saves; ``create`` or ``open`` make it."""
 
     def __init__(self, path, connection, identity):
         self.path, self.identity = path, identity
         self._connection = connection
-        self._file_id = _file_id(path)
-        self._last_index = None  # of the rows, once loaded
+        self._file_id = file_id(path)
+        self._last_index, = connection.execute(
+            "SELECT coalesce((SELECT max(log_index) FROM log), (SELECT log_index FROM base), 0)").fetchone()
 
     @staticmethod
     def exists(directory):
         """True if *directory* holds the files of a server."""
-        return os.path.exists(os.path.join(directory, "raft.db")) and _is_initialized(os.path.join(directory, "raft.db"))
+        return os.path.exists(os.path.join(directory, "raft.db"))
 
     @classmethod
     def create(cls, directory, identity, configuration=NOBODY):
-        """Make the files of a new server, all at once; its log begins with *configuration* at index 0."""
+        """Make the files of a new server, all of it or nothing; its log begins with *configuration* at index 0. Raises StorageFailed."""
         path = os.path.join(directory, "raft.db")
-        connection = _connect(path)
-        encoded = configuration.encode()
-        with _transaction(connection, path) as execute:
-            for statement in _SCHEMA.strip().split(";\n"):
-                execute(statement)
-            execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            execute(f"PRAGMA user_version = {FORMAT}")
-            execute("INSERT INTO identity VALUES (1, ?, ?, ?)", identity)
-            execute("INSERT INTO hard_state VALUES (1, 0, NULL, ?)", (_hard_state_checksum(0, None),))
-            execute("INSERT INTO base VALUES (1, 0, 0, ?, ?)", (encoded, _checksum(0, 0, data=encoded)))
-        sync_directory(directory)
-        return cls(path, connection, identity)
+        draft, encoded = f"{path}.new", configuration.encode()
+        with storage_errors(path, damage=DamagedFiles):
+            with suppress(FileNotFoundError):  # of a start that was interrupted
+                os.remove(draft)
+            with closing(sqlite3.connect(draft, isolation_level=None)) as connection:
+                connection.execute("PRAGMA journal_mode = OFF")
+                connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+                connection.execute(f"PRAGMA user_version = {FORMAT}")
+                connection.executescript(_SCHEMA)
+                connection.execute("INSERT INTO identity VALUES (1, ?, ?, ?)", identity)
+                connection.execute("INSERT INTO hard_state VALUES (1, 0, NULL, ?)", (_hard_state_checksum(0, None),))
+                connection.execute("INSERT INTO base VALUES (1, 0, 0, ?, ?)", (encoded, _checksum(0, 0, data=encoded)))
+            sqlitefile.sync(draft)
+            os.replace(draft, path)
+            sqlitefile.sync_directory(path)
+        return cls.open(directory)
 
     @classmethod
     def open(cls, directory):
@@ -131,20 +124,23 @@ class Storage:
         path = os.path.join(directory, "raft.db")
         if not os.path.exists(path):
             raise DamagedFiles(f"{path} is missing; {REPLACE_NODE}")
-        connection = _connect(path)
-        try:
-            _check_format(connection, path)
-            with _translated(path):
+        with storage_errors(path, damage=DamagedFiles):
+            sqlitefile.check_header(path, APPLICATION_ID, FORMAT)
+            connection = _connect(path)
+            try:
+                tables = {name for name, in connection.execute("SELECT name FROM sqlite_schema")}
+                if tables != {"identity", "hard_state", "base", "log"}:
+                    raise DamagedFiles(f"{path}: damaged: its tables are not those of format {FORMAT}; {REPLACE_NODE}")
                 busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-                row = connection.execute("SELECT name, id, cluster FROM identity").fetchone()
-            if busy:
-                raise StorageFailed(f"{path}: another program has it open")
-            if row is None:
-                raise DamagedFiles(f"{path} is damaged: no identity")
-            return cls(path, connection, Identity(*row))
-        except BaseException:
-            connection.close()
-            raise
+                if busy:
+                    raise StorageFailed(f"{path}: another program has it open")
+                rows = connection.execute("SELECT name, id, cluster FROM identity").fetchall()
+                if len(rows) != 1:
+                    raise DamagedFiles(f"{path}: damaged: no identity; {REPLACE_NODE}")
+                return cls(path, connection, Identity(*rows[0]))
+            except BaseException:
+                connection.close()
+                raise
 
     def reopen(self):
         """Open the file again, after a save that failed. Raises StorageFailed while the disk still refuses."""
@@ -154,18 +150,29 @@ class Storage:
 
     def load(self):
         """All that was saved, checked. Raises DamagedFiles with one line that says what and what to do."""
-        with _translated(self.path):
-            rows = {name: self._connection.execute(f"SELECT * FROM {name}").fetchall() for name in ("hard_state", "base")}
-            if any(len(found) != 1 for found in rows.values()):
-                self._damaged("no term or no beginning of the log")
-            (_, term, voted_for, checksum), = rows["hard_state"]
-            if checksum != _hard_state_checksum(term, voted_for):
-                self._damaged("the term and vote do not match their checksum")
-            (_, index, base_term, configuration, checksum), = rows["base"]
-            if checksum != _checksum(index, base_term, data=configuration):
-                self._damaged("the beginning of the log does not match its checksum")
-            entries = self._load_entries(index)
-        return Saved(HardState(term, voted_for), Base(index, base_term, Configuration.decode(configuration)), entries)
+        try:
+            with storage_errors(self.path, damage=DamagedFiles):
+                return Saved(self._load_hard_state(), base := self._load_base(), self._load_entries(base.index))
+        except (UnicodeDecodeError, ValueError, TypeError, AttributeError, struct.error) as error:  # not even the types are right
+            raise DamagedFiles(f"{self.path}: damaged: {error}; {REPLACE_NODE}") from error
+
+    def _only_row(self, table, complaint):
+        rows = self._connection.execute(f"SELECT * FROM {table}").fetchall()
+        if len(rows) != 1:
+            self._damaged(complaint)
+        return rows[0]
+
+    def _load_hard_state(self):
+        _, term, voted_for, checksum = self._only_row("hard_state", "no term and vote")
+        if checksum != _hard_state_checksum(term, voted_for):
+            self._damaged("the term and vote do not match their checksum")
+        return HardState(term, voted_for)
+
+    def _load_base(self):
+        _, index, term, configuration, checksum = self._only_row("base", "no beginning of the log")
+        if checksum != _checksum(index, term, data=configuration):
+            self._damaged("the beginning of the log does not match its checksum")
+        return Base(index, term, Configuration.decode(configuration))
 
     def _load_entries(self, base_index):
         entries = []
@@ -176,17 +183,14 @@ class Storage:
             if checksum != _checksum(index, term, kind, data=command):
                 self._damaged(f"entry {index} of the log does not match its checksum")
             entries.append(Entry(index, term, kind, command))
-        self._last_index = base_index + len(entries)
         return entries
 
     def _damaged(self, what):
-        raise DamagedFiles(f"{self.path} is damaged: {what}; {REPLACE_NODE}")
+        raise DamagedFiles(f"{self.path}: damaged: {what}; {REPLACE_NODE}")
 
     def save(self, unsaved):
         """Make *unsaved* durable, all of it or none. Raises StorageFailed, and then the file must be opened again."""
-        if _file_id(self.path) != self._file_id:  # SQLite would go on writing into a file without a name
-            raise StorageFailed(f"{self.path} was removed or exchanged while raftd had it open")
-        with _transaction(self._connection, self.path) as execute:
+        with storage_errors(self.path), self._transaction() as execute:
             if unsaved.hard_state:
                 execute("UPDATE hard_state SET term = ?, voted_for = ?, checksum = ?",
                         (*unsaved.hard_state, _hard_state_checksum(*unsaved.hard_state)))
@@ -203,78 +207,35 @@ class Storage:
                 [(*entry, _checksum(entry.index, entry.term, entry.kind, data=entry.command)) for entry in unsaved.entries])
         self._last_index = unsaved.last_index
 
+    @contextmanager
+    def _transaction(self):
+        if file_id(self.path) != self._file_id:  # SQLite would go on writing into a file without a name
+            raise StorageFailed(f"{self.path} was removed or exchanged while raftd had it open")
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield self._connection.execute
+            self._connection.execute("COMMIT")
+        except BaseException:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            raise
+
     def close(self):
         self._connection.close()
 
 
-def _file_id(path):
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
-
-
 def _connect(path):
-    """A connection whose every commit is durable; raises DamagedFiles if SQLite cannot do that with this file."""
-    with _translated(path):
-        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=1)
-        try:
-            connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-            mode, = connection.execute("PRAGMA journal_mode = WAL").fetchone()
-            connection.execute("PRAGMA synchronous = FULL")
-            connection.execute("PRAGMA secure_delete = OFF")  # else each page that compaction frees is written once more, as zeros
-            level, = connection.execute("PRAGMA synchronous").fetchone()
-            if (mode, level) != ("wal", 2):
-                raise StorageFailed(f"{path}: SQLite refuses a write-ahead log with full syncs ({mode}, {level})")
-        except BaseException:
-            connection.close()
-            raise
-    return connection
-
-
-def _is_initialized(path):
-    """False for the empty file that a crash before the first commit of ``create`` leaves."""
-    if os.path.getsize(path) == 0 and not os.path.exists(path + "-wal"):
-        return False
-    connection = _connect(path)
+    """A connection whose every commit is durable; raises StorageFailed if SQLite cannot do that with this file."""
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=1)
     try:
-        with _translated(path):
-            tables, = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-            version, = connection.execute("PRAGMA user_version").fetchone()
-        return bool(tables or version)
-    finally:
+        connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+        mode, = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA secure_delete = OFF")  # else each page that compaction frees is written once more, as zeros
+        level, = connection.execute("PRAGMA synchronous").fetchone()
+        if (mode, level) != ("wal", 2):
+            raise StorageFailed(f"{path}: SQLite refuses a write-ahead log with full syncs ({mode}, {level})")
+    except BaseException:
         connection.close()
-
-
-def _check_format(connection, path):
-    with _translated(path):
-        application_id, = connection.execute("PRAGMA application_id").fetchone()
-        version, = connection.execute("PRAGMA user_version").fetchone()
-    if application_id != APPLICATION_ID:
-        raise DamagedFiles(f"{path} is not a file of raftd; choose another data path")
-    if version != FORMAT:
-        raise DamagedFiles(f"{path} has format {version}, and this raftd knows only {FORMAT}; use the raftd that wrote it, or a newer one")
-
-
-@contextmanager
-def _transaction(connection, path):
-    with _translated(path):
-        connection.execute("BEGIN IMMEDIATE")
-        try:
-            yield connection.execute
-            connection.execute("COMMIT")
-        except BaseException:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            raise
-
-
-@contextmanager
-def _translated(path):
-    try:
-        yield
-    except sqlite3.OperationalError as error:
-        raise StorageFailed(f"{path}: {error}", full=is_full(error)) from error
-    except (sqlite3.DatabaseError, UnicodeDecodeError, ValueError, TypeError, struct.error) as error:
-        raise DamagedFiles(f"{path} is damaged: {error}; {REPLACE_NODE}") from error
+        raise
+    return connection

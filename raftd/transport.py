@@ -11,6 +11,7 @@ import logging
 import socket
 import threading
 import time
+from contextlib import closing
 
 from raftd import wire
 from raftd.errors import PeerUnreachable, Refusal
@@ -18,6 +19,7 @@ from raftd.errors import PeerUnreachable, Refusal
 log = logging.getLogger(__name__)
 
 TRACE = 5  # below DEBUG: each RPC
+MAX_CONNECTIONS = 128  # of peers to one server: two for each, and those of members that are not known here yet
 _MAX_HEAD = 8192  # bytes of an HTTP head between peers
 
 
@@ -111,16 +113,14 @@ class Transport:
 
     def identify(self, address):
         """Who answers at ``HOST:PORT``: a dict with name, id and cluster. Raises PeerUnreachable."""
-        host, port = split_address(address)
-        connection = http.client.HTTPConnection(host, port, timeout=self._settings.rpc_timeout_seconds * 5)
         try:
-            connection.request("GET", "/raft/identity")
-            identity = json.loads(connection.getresponse().read(_MAX_HEAD))
-            return {field: str(identity[field]) for field in ("name", "id", "cluster")}
+            host, port = split_address(address)
+            with closing(http.client.HTTPConnection(host, port, timeout=self._settings.rpc_timeout_seconds * 5)) as connection:
+                connection.request("GET", "/raft/identity")
+                identity = json.loads(connection.getresponse().read(_MAX_HEAD))
+                return {field: str(identity[field]) for field in ("name", "id", "cluster")}
         except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
-            raise PeerUnreachable(f"no raftd answers at {address}: {error}") from error
-        finally:
-            connection.close()
+            raise PeerUnreachable(f"no raftd answers at {address}: {getattr(error, 'strerror', None) or error}") from error
 
 
 class PeerServer:
@@ -133,7 +133,8 @@ class PeerServer:
     def __init__(self, admit, handle):
         self._admit, self._handle = admit, handle
         self._lock = threading.Lock()
-        self._open = {}  # (sender, lane) -> (socket, thread); a sender that connects again has given its old connection up
+        self._open = {}  # (sender, lane) -> socket; a sender that connects again has given its old connection up
+        self._threads = set()
         self._stopping = False
 
     def serve(self, peer_socket, fields):
@@ -149,19 +150,21 @@ class PeerServer:
         thread = threading.Thread(target=self._serve, args=(key, peer_socket), name=f"from-{sender}-{key[1]}")
         with self._lock:
             old = self._open.get(key)
-            if self._stopping:
-                peer_socket.close()
-                return
-            self._open[key] = (peer_socket, thread)
-        if old:
-            _shut_down(old[0])
-        thread.start()
+            if accepted := not self._stopping and (old or len(self._open) < MAX_CONNECTIONS):
+                self._open[key] = peer_socket
+                self._threads.add(thread)
+                thread.start()
+        if not accepted:
+            _refuse(peer_socket, f"this server stops, or has {MAX_CONNECTIONS} peers connected already")
+        elif old:
+            _shut_down(old)
 
     def _serve(self, key, peer_socket):
         sender = key[0]
         try:
             peer_socket.settimeout(None)
             peer_socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            peer_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)  # a peer that vanished leaves no thread behind
             peer_socket.sendall(b"HTTP/1.1 101 Switching Protocols\r\n" + _head({"Connection": "Upgrade", "Upgrade": wire.PROTOCOL}))
             while True:
                 request, configuration_index = receive(peer_socket)
@@ -182,17 +185,18 @@ class PeerServer:
         finally:
             peer_socket.close()
             with self._lock:
-                if self._open.get(key, (None,))[0] is peer_socket:
+                self._threads.discard(threading.current_thread())
+                if self._open.get(key) is peer_socket:
                     del self._open[key]
 
     def stop(self):
         """End every connection, and wait for the threads."""
         with self._lock:
             self._stopping = True
-            connections = list(self._open.values())
-        for peer_socket, _ in connections:
+            sockets, threads = list(self._open.values()), list(self._threads)
+        for peer_socket in sockets:
             _shut_down(peer_socket)
-        for _, thread in connections:
+        for thread in threads:
             thread.join()
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from raftd import sqlitefile
 from raftd.errors import DamagedFiles, StartupError, Stopping, StorageFailed
 from raftd.kv import (
     BadSnapshot,
@@ -409,8 +410,8 @@ def swap_bytes(path, old, new):
 
 DAMAGES = {
     "garbage": (make_garbage, "not a file of raftd"),
-    "foreign": (make_foreign, "not a state file of raftd"),
-    "foreign with WAL": (make_foreign_with_wal, "not a state file of raftd"),
+    "foreign": (make_foreign, "not a file of raftd"),
+    "foreign with WAL": (make_foreign_with_wal, "not a file of raftd"),
     "emptied": (lambda path: path.write_bytes(b""), "damaged"),
     "header only": (lambda path: path.write_bytes(path.read_bytes()[:100]), "damaged"),
     "a byte short": (lambda path: os.truncate(path, path.stat().st_size - 1), "damaged"),
@@ -881,7 +882,7 @@ def test_more_than_announced_is_refused(leader, follower):
 def test_when_the_name_changes_the_old_wal_is_gone_for_good(leader, follower, tmp_path, monkeypatch):
     """Synced: the new file, then the directory without the WAL, then the directory with the new name."""
     events, directory = [], str(tmp_path / "follower")
-    real_sync, real_replace = database.sync, os.replace
+    real_sync, real_replace = sqlitefile.sync, os.replace
 
     def sync(path):
         events.append(("sync", os.path.relpath(path, directory).split("-")[0]))
@@ -893,7 +894,7 @@ def test_when_the_name_changes_the_old_wal_is_gone_for_good(leader, follower, tm
         events.append("replace")
         real_replace(source, target)
 
-    monkeypatch.setattr(database, "sync", sync)
+    monkeypatch.setattr(sqlitefile, "sync", sync)
     monkeypatch.setattr(os, "replace", replace)
     value(follower, "own")  # leaves an idle reading connection
     transfer(leader, follower)
@@ -918,7 +919,7 @@ def test_a_refused_rename_leaves_the_old_state_and_can_be_tried_again(leader, fo
 
 
 def test_after_a_rename_that_may_not_be_on_disk_nothing_new_counts_as_durable(leader, follower, monkeypatch):
-    real_sync, syncs = database.sync, []
+    real_sync, syncs = sqlitefile.sync, []
 
     def fail_third(path):
         syncs.append(path)
@@ -926,7 +927,7 @@ def test_after_a_rename_that_may_not_be_on_disk_nothing_new_counts_as_durable(le
             raise OSError(errno.EIO, "Input/output error")
         real_sync(path)
 
-    monkeypatch.setattr(database, "sync", fail_third)
+    monkeypatch.setattr(sqlitefile, "sync", fail_third)
     with pytest.raises(StorageFailed):
         transfer(leader, follower)
     check_is(follower, NEW, LEADER_STATE)
@@ -1019,6 +1020,7 @@ def test_a_snapshot_gives_way_to_install(leader, follower):
 INSTALL_AND_DIE = """
 import os, signal, sys
 directory, copy, digest, moment, when = sys.argv[1], sys.argv[2], bytes.fromhex(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
+from raftd import sqlitefile
 from raftd.kv import KeyValueStore, Set, database, encode
 store = KeyValueStore(directory)
 store.apply([(10, encode(Set("key8", b"old 8")))], 10, 2, b"old")  # in the WAL, not in the file
@@ -1038,7 +1040,7 @@ def deadly(function):
             if calls == moment and when == "after":
                 os.kill(os.getpid(), signal.SIGKILL)
     return call
-for module, name in [(os, "replace"), (os, "remove"), (database, "sync"), (database, "checkpoint"), (database, "open_writer"),
+for module, name in [(os, "replace"), (os, "remove"), (sqlitefile, "sync"), (database, "checkpoint"), (database, "open_writer"),
                      (database, "write_position"), (database, "check_pages")]:
     setattr(module, name, deadly(getattr(module, name)))
 store.install(incoming)

@@ -9,13 +9,14 @@ ROOT = Path(__file__).resolve().parent.parent / "raftd"
 
 # A room and the rooms it may import from, besides itself. A room is a module of raftd, or a package in it.
 MAY_IMPORT = {
-    "__init__": set(),
+    "__init__": {"errors", "config", "node"},
     "__main__": {"cli"},
     "errors": set(),
     "config": {"errors"},
     "raft": {"errors"},
-    "storage": {"errors", "raft"},
-    "kv": {"errors"},
+    "sqlitefile": {"errors"},
+    "storage": {"errors", "raft", "sqlitefile"},
+    "kv": {"errors", "sqlitefile"},
     "wire": {"errors", "raft"},
     "transport": {"errors", "wire", "config"},
     "membership": {"errors", "raft"},

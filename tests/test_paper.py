@@ -493,6 +493,7 @@ def test_only_what_is_saved_is_applied():
     raft.handle(append(prev=(1, 1), terms=(1,), commit=2))
     assert [entry.index for entry in raft.take_committed(1000)] == [1]
     raft.applied(1)
+    assert not raft.has_committed, "the applier would not sleep"
     save(raft)
     assert [entry.index for entry in raft.take_committed(1000)] == [2]
 
@@ -1019,7 +1020,7 @@ def test_compaction_keeps_what_is_not_surely_on_disk():
 
 
 def test_one_write_is_limited():
-    """A write that takes long counts as a failed disk: what is large is written, and forgotten, in steps, of which each counts."""
+    """A write that takes long counts as a failed disk: what is large is written, and forgotten, in steps."""
     raft = server(1)
     raft.MAX_WRITE_BYTES = raft.MAX_COMPACTED_ENTRIES = 1
     raft.handle(append(prev=(1, 1), terms=(1, 1), commit=3))

@@ -236,12 +236,15 @@ def test_a_torn_write_ahead_log_leaves_a_clean_beginning(saved, tmp_path_factory
         assert terms(found) == [1] * last + [2]
 
 
-def test_an_empty_file_of_an_interrupted_start_counts_as_nothing(tmp_path):
-    (tmp_path / "raft.db").touch()
+def test_an_interrupted_start_leaves_nothing_that_counts(tmp_path):
+    """The file gets its name when it is complete; an empty one with that name is damage."""
+    (tmp_path / "raft.db.new").write_bytes(b"half of a file")
     assert not Storage.exists(tmp_path)
-    with opened(tmp_path, create=True):
-        pass
-    assert Storage.exists(tmp_path)
+    with opened(tmp_path, create=True) as (_, found):
+        assert found.entries == []
+    assert sorted(path.name for path in tmp_path.iterdir() if "new" in path.name) == []
+    (tmp_path / "raft.db").write_bytes(b"")
+    assert "raft.db" in damage_of(tmp_path)
 
 
 # Damage

@@ -4,15 +4,15 @@ Must not know: what a command means, threads, how copies travel. A row carries a
 when a bit of it flips.
 """
 
-import errno
 import os
 import sqlite3
 import struct
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 from zlib import crc32
 
+from raftd import sqlitefile
 from raftd.errors import DamagedFiles, StorageFailed
 
 APPLICATION_ID = 0x7261666B  # "rafk"
@@ -24,9 +24,6 @@ _SCHEMA = {
     "position": "CREATE TABLE position (id INTEGER PRIMARY KEY CHECK (id = 1), applied_index INTEGER NOT NULL,"
     " applied_term INTEGER NOT NULL, configuration BLOB NOT NULL, installed_index INTEGER NOT NULL, checksum INTEGER NOT NULL)",
 }
-_HEADER_BYTES = 100
-_MAGIC = b"SQLite format 3\0"
-_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _WRITER_CACHE_KIB, _READER_CACHE_KIB = 16 << 10, 2 << 10
 _WAL_KEPT_BYTES = 64 << 20  # what a reset WAL may keep of the disk; it grows beyond only while a long reader holds it
 _WRITER_WAITS_SECONDS, _READER_WAITS_SECONDS = 0.05, 5.0
@@ -59,25 +56,14 @@ def create(path):
         for statement in _SCHEMA.values():
             connection.execute(statement)
         write_position(connection, Position(0, 0, b"", 0))
-    sync(draft)
+    sqlitefile.sync(draft)
     os.replace(draft, path)
-    sync_directory(path)
+    sqlitefile.sync_directory(path)
 
 
 def check_header(path):
-    """Raise DamagedFiles unless *path* begins as a state.db of a known format. Changes nothing, not even a foreign file's WAL.
-
-    No connection to *path* may be open: closing a file of one's own drops SQLite's locks on it (fcntl(2)).
-    """
-    with open(path, "rb") as file:
-        header = file.read(_HEADER_BYTES)
-    if len(header) < _HEADER_BYTES or not header.startswith(_MAGIC):
-        raise DamagedFiles(f"{path}: damaged, or not a file of raftd: it does not begin as a SQLite database")
-    user_version, application_id = struct.unpack_from(">I", header, 60)[0], struct.unpack_from(">I", header, 68)[0]
-    if application_id != APPLICATION_ID:
-        raise DamagedFiles(f"{path}: not a state file of raftd (application_id {application_id:#x})")
-    if user_version != FORMAT:
-        raise DamagedFiles(f"{path}: format {user_version} is unknown to this raftd, which knows {FORMAT}; upgrade")
+    """Raise DamagedFiles unless *path* begins as a state.db of a known format; see ``sqlitefile.check_header``."""
+    sqlitefile.check_header(path, APPLICATION_ID, FORMAT)
 
 
 def check_tables(connection, path):
@@ -173,43 +159,6 @@ def check_row(path, key, value, modified_index, checksum):
     intact = type(value) is bytes and type(modified_index) is int and row_checksum(key, value, modified_index) == checksum
     if not intact:
         raise StorageFailed(f"{path}: damaged: the row of key {key!r} is not as it was written")
-
-
-@contextmanager
-def storage_errors(path, damage=StorageFailed):
-    """Let errors of SQLite and of the system out as StorageFailed, those that mean a damaged file as *damage*."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        # Python's own complaint that a text is not UTF-8 has no code: that too is damage.
-        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
-        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-            raise damage(f"{path}: damaged: {error}") from error
-        raise StorageFailed(f"{path}: {error}", full=code == sqlite3.SQLITE_FULL or _is_full(path)) from error
-    except OSError as error:
-        raise StorageFailed(f"{path}: {error.strerror or error}", full=error.errno in _FULL_ERRNOS) from error
-
-
-def _is_full(path):
-    """True if the disk has no room: SQLite reports that as a mere I/O error where it grows its shared memory."""
-    try:
-        return os.statvfs(os.path.dirname(path)).f_bavail == 0
-    except OSError:
-        return False
-
-
-def sync_directory(path):
-    """Make the entry of *path* in its directory durable."""
-    sync(os.path.dirname(path))
-
-
-def sync(path):
-    """Make the file, or directory, durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _connect(path, mode, timeout):

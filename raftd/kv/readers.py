@@ -7,7 +7,8 @@ import threading
 from contextlib import contextmanager
 
 from raftd.errors import Stopping
-from raftd.kv.database import open_reader, storage_errors
+from raftd.kv.database import open_reader
+from raftd.sqlitefile import storage_errors
 
 _MOST_IDLE = 16
 

@@ -9,9 +9,10 @@ import os
 import threading
 from contextlib import closing
 
+from raftd import sqlitefile
 from raftd.errors import DamagedFiles, RaftdError, StorageFailed
 from raftd.kv import database
-from raftd.kv.database import storage_errors
+from raftd.sqlitefile import storage_errors
 
 _PAGES_PER_STEP = 1024  # of a copy, between two looks at whether to go on
 
@@ -92,7 +93,7 @@ class Incoming:
                 self._check_and_mark()
             except DamagedFiles as error:
                 raise BadSnapshot(str(error)) from error
-            database.sync(self.path)
+            sqlitefile.sync(self.path)
 
     def _check_and_mark(self):
         database.check_header(self.path)

@@ -13,12 +13,13 @@ import os
 import threading
 from contextlib import contextmanager, suppress
 
+from raftd import sqlitefile
 from raftd.errors import DamagedFiles, StartupError, Stopping, StorageFailed
 from raftd.kv import database
 from raftd.kv.commands import UNCONDITIONAL, Found, Get, Outcome, Set, decode
-from raftd.kv.database import storage_errors
 from raftd.kv.readers import Readers
 from raftd.kv.snapshot import BadSnapshot, Incoming, Snapshot, copy
+from raftd.sqlitefile import file_id, storage_errors
 
 log = logging.getLogger(__name__)
 
@@ -200,7 +201,7 @@ class KeyValueStore:
             all_moved, _ = database.checkpoint(writer, "TRUNCATE")
             if all_moved:
                 database.check_size(writer, self._path)
-            self._file_id = _file_id(self._path)
+            self._file_id = file_id(self._path)
         except BaseException:
             writer.close()
             raise
@@ -220,7 +221,7 @@ class KeyValueStore:
 
     def _prepare_to_write(self):
         self._reopen()
-        if _file_id(self._path) != self._file_id:  # SQLite would go on writing into a file without a name
+        if file_id(self._path) != self._file_id:  # SQLite would go on writing into a file without a name
             raise StorageFailed(f"{self._path}: another file has taken its place; restart raftd")
         if self._commands_in_wal >= _CHECKPOINT_COMMANDS or self._bytes_in_wal >= _CHECKPOINT_BYTES:
             self.checkpoint()
@@ -273,7 +274,7 @@ class KeyValueStore:
         """
         path = f"{self._path}.new"
         copy(self._writer, path, self._go_on_copying)
-        database.sync(path)
+        sqlitefile.sync(path)
         self._exchange(path)
 
     def _go_on_copying(self):
@@ -295,15 +296,10 @@ class KeyValueStore:
                 for leftover in (f"{self._path}-wal", f"{self._path}-shm"):
                     with suppress(FileNotFoundError):
                         os.remove(leftover)
-                database.sync_directory(self._path)
+                sqlitefile.sync_directory(self._path)
                 os.replace(path, self._path)
                 self._sync_failed = True  # until the new name, too, is on disk
-                database.sync_directory(self._path)
+                sqlitefile.sync_directory(self._path)
                 self._sync_failed = False
             finally:
                 self._open()
-
-
-def _file_id(path):
-    status = os.stat(path)
-    return status.st_dev, status.st_ino

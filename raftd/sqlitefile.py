@@ -1,0 +1,75 @@
+"""What both databases need: is this file ours, what an error of SQLite means, and when a name or a file is on the disk.
+
+Must not know: what is in the tables.
+"""
+
+import errno
+import os
+import sqlite3
+import struct
+from contextlib import contextmanager
+
+from raftd.errors import DamagedFiles, StorageFailed
+
+_HEADER_BYTES = 100
+_MAGIC = b"SQLite format 3\0"
+_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def check_header(path, application_id, format_number):
+    """Raise DamagedFiles unless *path* begins as a database of ours, of a known format. Changes nothing, not even a foreign file's WAL.
+
+    No connection to *path* may be open: closing a file of one's own drops SQLite's locks on it (fcntl(2)).
+    """
+    with open(path, "rb") as file:
+        header = file.read(_HEADER_BYTES)
+    if len(header) < _HEADER_BYTES or not header.startswith(_MAGIC):
+        raise DamagedFiles(f"{path}: damaged, or not a file of raftd: it does not begin as a SQLite database")
+    user_version, found_id = struct.unpack_from(">I", header, 60)[0], struct.unpack_from(">I", header, 68)[0]
+    if found_id != application_id:
+        raise DamagedFiles(f"{path}: not a file of raftd (application_id {found_id:#x}); choose another data path")
+    if user_version != format_number:
+        raise DamagedFiles(f"{path}: format {user_version} is unknown to this raftd, which knows {format_number}; upgrade")
+
+
+@contextmanager
+def storage_errors(path, damage=StorageFailed):
+    """Let errors of SQLite and of the system out as StorageFailed, those that mean a damaged file as *damage*."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        # Python's own complaint that a text is not UTF-8 has no code: that too is damage.
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
+        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            raise damage(f"{path}: damaged: {error}") from error
+        raise StorageFailed(f"{path}: {error}", full=code == sqlite3.SQLITE_FULL or _is_full(path)) from error
+    except OSError as error:
+        raise StorageFailed(f"{path}: {error.strerror or error}", full=error.errno in _FULL_ERRNOS) from error
+
+
+def _is_full(path):
+    """True if the disk has no room: SQLite reports that as a mere I/O error where it grows its shared memory."""
+    try:
+        return os.statvfs(os.path.dirname(path)).f_bavail == 0
+    except OSError:
+        return False
+
+
+def file_id(path):
+    """Which file has this name now."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def sync_directory(path):
+    """Make the entry of *path* in its directory durable."""
+    sync(os.path.dirname(path))
+
+
+def sync(path):
+    """Make the file, or directory, durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
