@@ -225,7 +225,7 @@ class Node:
         if raft.finished_reads:
             finished, raft.finished_reads = raft.finished_reads, []
             for read in finished:
-                _resolve(read.context, read.index)
+                self._wake_when_applied_locked(read.index, read.context)
         if raft.finished_answers:
             finished, raft.finished_answers = raft.finished_answers, []
             for answer in finished:
@@ -306,10 +306,33 @@ class Node:
         Raises NotLeader, NoLeader, Overloaded, StorageFailed, Stopping (nothing was proposed), CommitTimeout, LeadershipLost (it may
         still be applied), Discarded (it never will be).
         """
+        return self._wait_for_commit(self.submit(command), timeout)
+
+    def submit(self, command):
+        """``propose`` without waiting: a Future of what it returns or raises, but for CommitTimeout, which is for the caller to say.
+
+        Raises at once what means that nothing was proposed. Callbacks of the future run while the node is locked: they may only
+        hand the matter over to another thread.
+        """
         with self._lock:
             self._check_running_locked()
-            future = self._propose_locked(self._raft.propose, command, len(command))
-        return self._wait_for_commit(future, timeout)
+            return self._propose_locked(self._raft.propose, command, len(command))
+
+    def submit_read(self):
+        """The beginning of a linearizable read, without waiting: a Future of the index at which the state may be asked now.
+
+        0 means: ask again. Raises NoLeader, StorageFailed, Stopping at once. As to callbacks, see ``submit``.
+        """
+        with self._lock:
+            self._check_running_locked()
+            return self._submit_read_locked()
+
+    def _submit_read_locked(self):
+        future = Future()
+        self._raft.tick(time.monotonic())
+        self._raft.read_index(future)
+        self._settle_locked()
+        return future
 
     def _propose_locked(self, append, command, size):
         """*append* is the core's method for this kind of entry."""
@@ -361,15 +384,13 @@ class Node:
         return self._state_machine.read(query)
 
     def _read_index(self, deadline):
-        """How far the state machine must be. A node without a leader waits for one as long as an election takes, and no longer."""
+        """Where the state machine stands, far enough. A node without a leader waits for one as long as an election takes, no longer."""
         leader_deadline = min(deadline, time.monotonic() + 2 * self.settings.election_timeout_seconds)
         while True:
-            future = Future()
             with self._lock:
                 self._check_running_locked()
                 self._wait_for_leader_locked(leader_deadline)
-                self._raft.read_index(future)
-                self._settle_locked()
+                future = self._submit_read_locked()
             try:
                 index = future.result(max(0, deadline - time.monotonic()))
             except TimeoutError:
@@ -395,7 +416,7 @@ class Node:
                 return
             self._check_running_locked(silent_too=False)
             future = Future()
-            self._applied_waiters.append((index, future))
+            self._wake_when_applied_locked(index, future)
         try:
             future.result(max(0, deadline - time.monotonic()))
         except TimeoutError:
@@ -882,16 +903,21 @@ class Node:
                     _resolve(proposal.future, Applied(entry.index, results.get(entry.index)))
                 else:
                     _fail(proposal.future, Discarded("another leader put another entry in its place"))
-            self._applied_waiters = [waiter for waiter in self._applied_waiters if not self._wake_waiter_locked(*waiter)]
+            self._wake_applied_waiters_locked()
             if self._draining or any(entry.kind != COMMAND for entry in entries):
                 self._changed.notify_all()
             self._settle_locked()
 
-    def _wake_waiter_locked(self, index, future):
-        if self._raft.last_applied < index:
-            return False
-        _resolve(future, None)
-        return True
+    def _wake_applied_waiters_locked(self):
+        waiters, self._applied_waiters = self._applied_waiters, []
+        for index, future in waiters:
+            self._wake_when_applied_locked(index, future)
+
+    def _wake_when_applied_locked(self, index, future):
+        if self._raft.last_applied >= index:
+            _resolve(future, index)
+        else:
+            self._applied_waiters.append((index, future))
 
     def _state_failed(self, error):
         """The state cannot be written: lead no longer, and try again until it can."""
@@ -945,7 +971,7 @@ class Node:
                 self._raft.tick(time.monotonic())
                 if installed:
                     self._raft.snapshot_installed(position.index, position.term, Configuration.decode(position.configuration))
-                    self._applied_waiters = [waiter for waiter in self._applied_waiters if not self._wake_waiter_locked(*waiter)]
+                    self._wake_applied_waiters_locked()
                 self._raft.chunk_stored(answer, request.size if installed else 0, installed)
                 self._settle_locked()
         if installed:

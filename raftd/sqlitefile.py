@@ -8,11 +8,13 @@ import os
 import sqlite3
 import struct
 from contextlib import contextmanager
+from functools import cache
 
 from raftd.errors import DamagedFiles, StorageFailed
 
 _HEADER_BYTES = 100
 _MAGIC = b"SQLite format 3\0"
+_ROWS_AT_ONCE = (256, 64, 16, 4, 1)  # few sizes, so that the prepared statements are found again
 _FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -53,6 +55,25 @@ def _is_full(path):
         return os.statvfs(os.path.dirname(path)).f_bavail == 0
     except OSError:
         return False
+
+
+def execute_rows(cursor, insert, rows, after=""):
+    """``INSERT ... VALUES`` *rows* (tuples of one length), many with one statement; *after* is what follows the values.
+
+    The interpreter's lock is given up and taken again for each statement: on a busy server that, not SQLite, is the time of a batch.
+    """
+    start = 0
+    for count in _ROWS_AT_ONCE:
+        while len(rows) - start >= count:
+            statement = _statement(insert, len(rows[0]), count, after)
+            cursor.execute(statement, [field for row in rows[start:start + count] for field in row])
+            start += count
+
+
+@cache
+def _statement(insert, width, count, after):
+    row = f"({', '.join('?' * width)})"
+    return f"{insert} VALUES {', '.join([row] * count)} {after}"
 
 
 def file_id(path):

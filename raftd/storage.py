@@ -21,7 +21,7 @@ from raftd.errors import REPLACE_NODE, DamagedFiles, StartupError, StorageFailed
 from raftd.raft.configuration import NOBODY, Configuration
 from raftd.raft.core import Base
 from raftd.raft.messages import Entry, HardState
-from raftd.sqlitefile import file_id, storage_errors
+from raftd.sqlitefile import execute_rows, file_id, storage_errors
 
 log = logging.getLogger(__name__)
 
@@ -202,9 +202,8 @@ class Storage:
                 execute("DELETE FROM log WHERE log_index <= ?", (index,))
                 execute("UPDATE base SET log_index = ?, term = ?, configuration = ?, checksum = ?",
                         (index, term, encoded, _checksum(index, term, data=encoded)))
-            self._connection.executemany(
-                "INSERT INTO log VALUES (?, ?, ?, ?, ?)",
-                [(*entry, _checksum(entry.index, entry.term, entry.kind, data=entry.command)) for entry in unsaved.entries])
+            execute_rows(self._connection, "INSERT INTO log",
+                         [(*entry, _checksum(entry.index, entry.term, entry.kind, data=entry.command)) for entry in unsaved.entries])
         self._last_index = unsaved.last_index
 
     @contextmanager

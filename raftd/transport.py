@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 TRACE = 5  # below DEBUG: each RPC
 MAX_CONNECTIONS = 128  # of peers to one server: two for each, and those of members that are not known here yet
+_RECEIVE_BYTES, _MOST_BYTES = 1 << 16, 1 << 20  # one system call asks for at least, at most so much
 _MAX_HEAD = 8192  # bytes of an HTTP head between peers
 
 
@@ -28,7 +29,7 @@ class Connection:
 
     def __init__(self, settings, hello, lane):
         self._settings, self._hello, self._lane = settings, hello, lane
-        self._socket = self._address = None
+        self._socket = self._frames = self._address = None
 
     def call(self, member, request, configuration_index):
         """*member*'s reply to *request*. Raises PeerUnreachable."""
@@ -60,12 +61,13 @@ class Connection:
     def _send_and_receive(self, frame, deadline):
         self._socket.settimeout(_remaining(deadline))
         self._socket.sendall(frame)
-        return receive(self._socket, deadline)[0]
+        return self._frames.receive(deadline)[0]
 
     def _connect(self, member, deadline):
         self.close()
         host, port = split_address(member.address)
         self._socket = socket.create_connection((host, port), timeout=_remaining(deadline))
+        self._frames = Frames(self._socket)
         self._address = member.address
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         fields = {"Host": member.address, "Connection": "Upgrade", "Upgrade": wire.PROTOCOL, "Raft-Lane": self._lane,
@@ -166,8 +168,9 @@ class PeerServer:
             peer_socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             peer_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)  # a peer that vanished leaves no thread behind
             peer_socket.sendall(b"HTTP/1.1 101 Switching Protocols\r\n" + _head({"Connection": "Upgrade", "Upgrade": wire.PROTOCOL}))
+            frames = Frames(peer_socket)
             while True:
-                request, configuration_index = receive(peer_socket)
+                request, configuration_index = frames.receive()
                 if type(request) not in wire.REPLIES:
                     raise wire.WireError(f"{type(request).__name__} is not a request")
                 reply = self._handle(sender, configuration_index, request)
@@ -200,24 +203,34 @@ class PeerServer:
             thread.join()
 
 
-def receive(peer_socket, deadline=None):
-    """The next (message, configuration_index) from *peer_socket*. Raises OSError, WireError, Refusal."""
-    header = _receive_exactly(peer_socket, wire.HEADER.size, deadline)
-    payload = _receive_exactly(peer_socket, wire.payload_length(header), deadline)
-    return wire.decode(header, payload)
+class Frames:
+    """Reads frames from a socket, most of them with one system call."""
 
+    def __init__(self, peer_socket):
+        self._socket, self._buffer = peer_socket, b""
 
-def _receive_exactly(peer_socket, count, deadline):
-    parts = []
-    while count:
-        if deadline is not None:
-            peer_socket.settimeout(_remaining(deadline))
-        data = peer_socket.recv(min(count, 1 << 20))
-        if not data:
-            raise ConnectionResetError("the connection was closed")
-        parts.append(data)
-        count -= len(data)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+    def receive(self, deadline=None):
+        """The next (message, configuration_index). Raises OSError, WireError, Refusal. The socket's timeout must be set for *deadline*."""
+        header = self._take(wire.HEADER.size, deadline)
+        return wire.decode(header, self._take(wire.payload_length(header), deadline))
+
+    def _take(self, count, deadline):
+        if len(self._buffer) < count:
+            self._fill(count, deadline)
+        taken, self._buffer = self._buffer[:count], self._buffer[count:]
+        return taken
+
+    def _fill(self, count, deadline):
+        parts, have = [self._buffer], len(self._buffer)
+        while have < count:
+            if deadline is not None and len(parts) > 1:
+                self._socket.settimeout(_remaining(deadline))
+            data = self._socket.recv(min(max(_RECEIVE_BYTES, count - have), _MOST_BYTES))
+            if not data:
+                raise ConnectionResetError("the connection was closed")
+            parts.append(data)
+            have += len(data)
+        self._buffer = b"".join(parts)
 
 
 def split_address(address):

@@ -12,6 +12,7 @@ import logging
 import os
 import threading
 from contextlib import contextmanager, suppress
+from itertools import groupby
 
 from raftd import sqlitefile
 from raftd.errors import DamagedFiles, StartupError, Stopping, StorageFailed
@@ -19,7 +20,7 @@ from raftd.kv import database
 from raftd.kv.commands import UNCONDITIONAL, Found, Get, Outcome, Set, decode
 from raftd.kv.readers import Readers
 from raftd.kv.snapshot import BadSnapshot, Incoming, Snapshot, copy
-from raftd.sqlitefile import file_id, storage_errors
+from raftd.sqlitefile import execute_rows, file_id, storage_errors
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +28,9 @@ log = logging.getLogger(__name__)
 _CHECKPOINT_COMMANDS = 8192
 _CHECKPOINT_BYTES = 16 << 20
 
-_WRITE = (
-    "INSERT INTO kv VALUES (?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET"
+_INSERT = "INSERT INTO kv"
+_OR_UPDATE = (
+    "ON CONFLICT (key) DO UPDATE SET"
     " value = excluded.value, modified_index = excluded.modified_index, checksum = excluded.checksum"
 )
 _REMOVE = "DELETE FROM kv WHERE key = ?"
@@ -83,7 +85,8 @@ class KeyValueStore:
         with storage_errors(self._path):
             self._prepare_to_write()
             with self._transaction() as cursor:
-                outcomes = [self._perform(cursor, entry_index, command) for entry_index, command in commands]
+                outcomes = [outcome for alike, run in groupby(commands, _is_plain_set)
+                            for outcome in (self._write(cursor, run) if alike else self._perform_each(cursor, run))]
                 database.write_position(cursor, position)
         self._position = position
         self._commands_in_wal += len(batch)
@@ -238,6 +241,16 @@ class KeyValueStore:
                 cursor.execute("ROLLBACK")
             raise
 
+    def _write(self, cursor, commands):
+        """Do what the Sets among *commands* say, which depend on nothing; returns their Outcomes."""
+        rows = [(command.key, command.value, index, database.row_checksum(command.key, command.value, index))
+                for index, command in commands]
+        execute_rows(cursor, _INSERT, rows, _OR_UPDATE)
+        return [Outcome("written", row[2]) for row in rows]
+
+    def _perform_each(self, cursor, commands):
+        return [self._perform(cursor, index, command) for index, command in commands]
+
     def _perform(self, cursor, index, command):
         """Do what *command*, the entry at *index*, says; returns its Outcome."""
         key = command.key
@@ -246,8 +259,7 @@ class KeyValueStore:
             if not command.conditions.hold(modified_index):
                 return Outcome("refused", modified_index)
         if type(command) is Set:
-            cursor.execute(_WRITE, (key, command.value, index, database.row_checksum(key, command.value, index)))
-            return Outcome("written", index)
+            return self._write(cursor, [(index, command)])[0]
         cursor.execute(_REMOVE, (key,))
         return Outcome("deleted" if cursor.rowcount else "missing", index)
 
@@ -303,3 +315,8 @@ class KeyValueStore:
                 self._sync_failed = False
             finally:
                 self._open()
+
+
+def _is_plain_set(numbered):
+    """True for a (index, command) that writes whatever stands there."""
+    return type(numbered[1]) is Set and numbered[1].conditions is UNCONDITIONAL

@@ -15,6 +15,7 @@ log = logging.getLogger(__name__)
 
 TEXT = "text/plain; charset=utf-8"
 RETRY_AFTER_SECONDS = 1
+NOT_CACHED = ("Cache-Control", "no-cache")  # a cache on the way would make a linearizable read stale
 
 
 def add_raft_headers(response):
@@ -24,20 +25,24 @@ def add_raft_headers(response):
     for name, value in current_node().headers().items():
         if name not in present:
             headers.add(name, value)
-    headers.add("Cache-Control", "no-cache")  # a cache on the way would make a linearizable read stale
+    headers.add(*NOT_CACHED)
     return response
 
 
-def value_answer(found):
-    """The value as it was sent. A browser must not take it for a page of ours."""
-    headers = {
+def value_fields(found):
+    """The header fields of a value. A browser must not take it for a page of ours."""
+    return {
         "Content-Type": _content_type(found.value),
         "ETag": f'"{found.modified_index}"',
         "X-Raft-Index": str(found.applied_index),
         "X-Content-Type-Options": "nosniff",
         "Content-Security-Policy": "sandbox",
     }
-    return Response(found.value, headers=headers)
+
+
+def value_answer(found):
+    """The value as it was sent."""
+    return Response(found.value, headers=value_fields(found))
 
 
 def _content_type(value):
@@ -53,9 +58,14 @@ def no_value_answer(index):
     return error_answer(NotFound("no such key"), index, body="")
 
 
+def done_fields(index=None, etag=None):
+    """The header fields of an answer without a body."""
+    return _known({"Content-Type": TEXT, "X-Raft-Index": index, "ETag": etag})
+
+
 def done_answer(index=None, etag=None):
     """200 without a body."""
-    return Response(headers=_known({"Content-Type": TEXT, "X-Raft-Index": index, "ETag": etag}))
+    return Response(headers=done_fields(index, etag))
 
 
 def text_answer(line):
@@ -74,7 +84,16 @@ def error_answer(error, index=None, body=None):
     """The answer for a RaftdError. *index*: the log index it reflects, if that is known. *body* replaces the error's line."""
     if isinstance(error, NotLeader) and error.leader and wants_redirect():
         return _redirect_answer(error.leader)
-    headers = {
+    headers, detail = error_fields(error, index), error_line(error)
+    if body is None and _wants_json():
+        headers["Content-Type"] = "application/problem+json"
+        body = _json(_problem(error, detail))
+    return Response(detail + "\n" if body is None else body, error.status, headers)
+
+
+def error_fields(error, index=None):
+    """The header fields of an error that is answered as a line of text."""
+    return _known({
         "Content-Type": TEXT,
         "X-Raft-Error": error.code,
         "X-Raft-Retry": error.retry,
@@ -83,12 +102,12 @@ def error_answer(error, index=None, body=None):
         "X-Content-Type-Options": "nosniff",
         "ETag": error.etag if isinstance(error, PreconditionFailed) else None,
         "Retry-After": RETRY_AFTER_SECONDS if isinstance(error, Overloaded) else None,
-    }
-    detail = " ".join(str(error).split())
-    if body is None and _wants_json():
-        headers["Content-Type"] = "application/problem+json"
-        body = _json(_problem(error, detail))
-    return Response(detail + "\n" if body is None else body, error.status, _known(headers))
+    })
+
+
+def error_line(error):
+    """What went wrong, on one line."""
+    return " ".join(str(error).split())
 
 
 def _problem(error, detail):

@@ -52,16 +52,22 @@ def _write(command):
 
 
 def _outcome_answer(applied):
+    error, etag = outcome_of(applied)
+    return error_answer(error, applied.index) if error else done_answer(applied.index, etag)
+
+
+def outcome_of(applied):
+    """(the error that a write has ended with, or None; the ETag to answer, or None)."""
     kind, index = applied.result
     match kind:
         case "written":
-            return done_answer(applied.index, etag=f'"{index}"')
+            return None, f'"{index}"'
         case "deleted":
-            return done_answer(applied.index)
+            return None, None
         case "missing":
-            return error_answer(NotFound("no such key"), applied.index)
+            return NotFound("no such key"), None
         case "refused" if index:
-            return error_answer(PreconditionFailed(f"the key was last written at {index}", f'"{index}"'), applied.index)
+            return PreconditionFailed(f"the key was last written at {index}", f'"{index}"'), None
         case "refused":
-            return error_answer(PreconditionFailed("there is no such key"), applied.index)
+            return PreconditionFailed("there is no such key"), None
     raise AssertionError(f"unknown outcome: {applied!r}")
