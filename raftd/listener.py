@@ -1,9 +1,10 @@
 """The one port of a node: waitress, with a place in it for everybody.
 
-waitress reads requests in one thread and hands each complete one to a dispatcher. Ours has three pools of threads, so that
-neither those who wait for a commit nor those who wait for a new member keep out who asks for the health of the node; and it
-takes the connections of peers out of waitress altogether: they get a thread of their own in ``transport.PeerServer``. Slow
-and idle connections cost waitress a place in its poll set and nothing else.
+waitress reads requests in one thread and hands each complete one to a dispatcher. Ours proposes plain writes and reads right
+there (``lane``), so that no thread waits for them. For the rest it has three pools of threads, so that neither those who
+wait for a commit nor those who wait for a new member keep out who asks for the health of the node; and it takes the
+connections of peers out of waitress altogether: they get a thread of their own in ``transport.PeerServer``. Slow and idle
+connections cost waitress a place in its poll set and nothing else.
 """
 
 import logging
@@ -16,8 +17,10 @@ from waitress import create_server, wasyncore
 from waitress.channel import HTTPChannel
 from waitress.parser import HTTPRequestParser, ParsingError
 from waitress.task import ErrorTask, ThreadedTaskDispatcher
+from waitress.trigger import trigger
 
 from raftd.errors import BadRequest, RaftdError, StartupError, TooLarge
+from raftd.lane import Lane
 
 log = logging.getLogger(__name__)
 
@@ -76,8 +79,32 @@ class Channel(HTTPChannel):
     parser_class = Parser
 
 
+class Wake(trigger):
+    """Lets other threads interrupt waitress's wait for requests: ``pull_trigger`` makes its thread call *finish*.
+
+    *expire* is called before each wait.
+    """
+
+    def __init__(self, sockets, finish, expire):
+        self._finish, self._expire = finish, expire
+        super().__init__(sockets)
+
+    def readable(self):
+        self._expire()
+        return True
+
+    def handle_read(self):
+        try:
+            self.recv(8192)
+        except OSError:
+            return
+        self._finish()
+
+
 class Dispatcher:
-    """Gives each request to the threads that are for its kind, and connections of peers to *peers*."""
+    """Gives each request to the lane or to the threads that are for its kind, and connections of peers to *peers*."""
+
+    lane = None  # set once there is a server to answer through
 
     def __init__(self, peers, client_threads):
         self._peers = peers
@@ -92,8 +119,11 @@ class Dispatcher:
             self._quick.add_task(channel)
         elif path.startswith(("/join", "/members", "/leader")) and request.command in _CHANGES:
             self._changes.add_task(channel)
-        else:
-            self._clients.add_task(channel)
+        elif not self.lane.take(channel):
+            self.add_client_task(channel)
+
+    def add_client_task(self, channel):
+        self._clients.add_task(channel)
 
     def _hand_to_peers(self, channel, headers):
         """The connection lives on in a second descriptor; waitress closes its own."""
@@ -114,20 +144,19 @@ def _pool(count):
 
 
 class Listener:
-    """Serves *app* and *peers* on the socket *listening*, from ``start`` to ``stop``.
+    """Serves *app*, *peers* and *node*, plain requests of /db without *app*, on the socket *listening*, from ``start`` to ``stop``."""
 
-    ``headers()`` gives what every answer carries, also that of a request which cannot be read.
-    """
-
-    def __init__(self, listening, app, peers, settings, headers):
-        self._peers = peers
+    def __init__(self, listening, app, peers, node):
+        self._peers, settings = peers, node.settings
         self._dispatcher = Dispatcher(peers, settings.client_threads)
         self._server = create_server(
             app, sockets=[listening], _dispatcher=self._dispatcher, ident="raftd", clear_untrusted_proxy_headers=False,
             connection_limit=_allowed_connections(settings.max_connections), asyncore_use_poll=True,
             max_request_body_size=settings.max_value_bytes + (1 << 20))
         self._server.channel_class = Channel
-        self._server.raft_headers, self._server.max_value_bytes = headers, settings.max_value_bytes
+        self._server.raft_headers, self._server.max_value_bytes = node.headers, settings.max_value_bytes
+        self._dispatcher.lane = Lane(node, lambda: self._wake.pull_trigger(), self._dispatcher.add_task, self._dispatcher.add_client_task)
+        self._wake = Wake(self._server._map, self._dispatcher.lane.finish, self._dispatcher.lane.expire)
         self._thread = threading.Thread(target=self._server.run, name="http")
 
     def start(self):

@@ -101,8 +101,7 @@ class Server:
         self._start_node(self._open_storage())
         log.info("Initializing HTTP server")
         app = create_app(self._node, __version__)
-        serving = listener.Listener(listening, app, self._peers, options.settings, self._node.headers)
-        self._closers.append(serving.start().stop)
+        self._closers.append(listener.Listener(listening, app, self._peers, self._node).start().stop)
         self._become_member()
         log.info("Listening at: http://%s", self._address)
 

@@ -1,0 +1,177 @@
+"""The express lane: plain requests of /db that no thread waits for. All others go the ordinary way, to the views of Flask.
+
+A thread for each write that waits is what a busy Python server cannot afford: they all want the interpreter at once, and the
+thread that syncs the log is one among many. So the thread that reads requests proposes a plain one right away, and answers
+when the node tells that it is done. What a request means, and what its answer says, stands in ``db`` and ``answers``; here
+is only which requests are plain.
+"""
+
+import re
+import time
+from collections import deque
+from concurrent.futures import Future
+from http import HTTPStatus
+
+from waitress.channel import ClientDisconnected
+from waitress.utilities import build_http_date
+
+from raftd.config import MAX_KEY_BYTES
+from raftd.errors import CommitTimeout, NoQuorum, NotFound, RaftdError
+from raftd.kv import Delete, Get, Set, encode
+from raftd.web.answers import NOT_CACHED, done_fields, error_fields, error_line, value_fields
+from raftd.web.db import outcome_of
+
+# A key without an escape, and nothing in the query but the one common level: what needs a closer look is not plain.
+_PLAIN = re.compile(r"/db/([A-Za-z0-9._~-][A-Za-z0-9._~/-]*)(\?level=stale)?")
+_UNUSUAL = {"CONNECTION", "EXPECT", "IF_MATCH", "IF_NONE_MATCH", "IDEMPOTENCY_KEY", "X_RAFT_FENCE"}
+MAX_PLAIN_BYTES = 64 * 1024  # a larger body lies in a file, which the reading thread should not wait for
+_READS, _WRITES = ("GET",), ("POST", "PUT", "DELETE")
+
+
+_NOTHING = Future()  # to wait for: any state will do
+_NOTHING.set_result(True)
+
+
+class Pending:
+    """A request that is under way. ``channel`` is None once it is answered."""
+
+    __slots__ = ("channel", "deadline", "future", "key", "start")
+
+    def __init__(self, channel, key, deadline):
+        self.channel, self.key, self.deadline = channel, key, deadline
+
+
+class Lane:
+    """Takes plain requests off waitress's channels and answers them.
+
+    *wake* makes the reading thread call ``finish`` soon, which alone writes answers; *next_request* is called with a channel whose
+    request is answered while another one waits in it; *otherwise*, with a channel whose request is not for this lane after all.
+    """
+
+    def __init__(self, node, wake, next_request, otherwise):
+        self._node, self._wake, self._next_request, self._otherwise = node, wake, next_request, otherwise
+        self._finished, self._awake = deque(), False
+        self._pending = deque()  # in the order of their deadlines, since all have the same time
+
+    def take(self, channel):
+        """Begin with the request of *channel* if it is a plain one; False if it is not, or if the node refuses it at once."""
+        request = channel.requests[0]
+        match = _PLAIN.fullmatch(request.request_uri)
+        if not match or len(match[1]) > MAX_KEY_BYTES or not self._is_plain(request):
+            return False
+        key, level = match.groups()
+        try:
+            if request.command in _READS:
+                return self._take_read(channel, key, level)
+            if level is None and request.command in _WRITES:
+                return self._take_write(channel, key, request)
+        except RaftdError:  # nothing was proposed: Flask comes to the same end, and says so in the client's way
+            return False
+        return False
+
+    @staticmethod
+    def _is_plain(request):
+        headers = request.headers
+        return request.version == "1.1" and _UNUSUAL.isdisjoint(headers) and request.body_bytes_received <= MAX_PLAIN_BYTES \
+            and "json" not in headers.get("ACCEPT", "")
+
+    def _take_read(self, channel, key, level):
+        self._wait_for(_NOTHING if level else self._node.submit_read(), channel, key)
+        return True
+
+    def _take_write(self, channel, key, request):
+        if request.command == "DELETE":
+            command = Delete(key)
+        else:
+            body = request.get_body_stream()
+            command = Set(key, body.read())
+            body.seek(0)  # for Flask, if the node refuses
+        self._wait_for(self._node.submit(encode(command)), channel, None)
+        return True
+
+    def _wait_for(self, future, channel, key):
+        pending = Pending(channel, key, time.monotonic() + self._node.settings.write_timeout_seconds)
+        pending.future = future
+        self._pending.append(pending)
+        future.add_done_callback(lambda _: self._hand_over(pending))
+
+    def _hand_over(self, pending):
+        """In any thread, perhaps while the node is locked."""
+        self._finished.append(pending)
+        if not self._awake:
+            self._awake = True
+            self._wake()
+
+    # In the reading thread
+
+    def finish(self):
+        """Answer what is done."""
+        self._awake = False
+        while self._finished:
+            pending = self._finished.popleft()
+            if pending.channel is not None:
+                self._answer(pending, pending.future)
+
+    def expire(self):
+        """Answer what has waited too long, and forget what is answered."""
+        now = time.monotonic()
+        while self._pending and (self._pending[0].channel is None or self._pending[0].deadline <= now):
+            pending = self._pending.popleft()
+            if pending.channel is not None:
+                late = CommitTimeout if pending.key is None else NoQuorum
+                self._answer_error(self._released(pending), late("no majority answered in time"))
+
+    @staticmethod
+    def _released(pending):
+        channel, pending.channel = pending.channel, None
+        return channel
+
+    def _answer(self, pending, future):
+        channel, error = self._released(pending), future.exception()
+        if error is not None:
+            self._answer_error(channel, error)
+        elif pending.key is None:
+            applied = future.result()
+            error, etag = outcome_of(applied)
+            if error:
+                self._answer_error(channel, error, applied.index)
+            else:
+                self._write(channel, 200, done_fields(applied.index, etag))
+        elif future.result():
+            try:
+                self._answer_value(channel, self._node.read(Get(pending.key), "stale"))  # the state is new enough by now
+            except RaftdError as failure:
+                self._answer_error(channel, failure)
+        else:
+            self._otherwise(channel)
+
+    def _answer_value(self, channel, found):
+        if found.value is None:
+            self._write(channel, 404, error_fields(NotFound("no such key"), found.applied_index))
+        else:
+            self._write(channel, 200, value_fields(found), found.value)
+
+    def _answer_error(self, channel, error, index=None):
+        self._write(channel, error.status, error_fields(error, index), (error_line(error) + "\n").encode())
+
+    def _write(self, channel, status, fields, body=b""):
+        fields = {**self._node.headers(), **fields, NOT_CACHED[0]: NOT_CACHED[1], "Content-Length": len(body),
+                  "Date": build_http_date(time.time()), "Server": channel.server.adj.ident}
+        head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+        data = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n{head}\r\n".encode("latin-1") + body
+        try:
+            channel.write_soon(data)
+        except ClientDisconnected:
+            channel.will_close = True
+        self._release(channel)
+
+    def _release(self, channel):
+        """What ``HTTPChannel.service`` does after a request: the next one may begin."""
+        request = channel.requests[0]
+        request.close()
+        with channel.requests_lock:
+            channel.requests.pop(0)
+            more = channel.connected and bool(channel.requests)
+        channel.last_activity = time.time()
+        if more:
+            self._next_request(channel)
