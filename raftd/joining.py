@@ -4,14 +4,16 @@ import logging
 import time
 
 import requests
+from urllib3.exceptions import NewConnectionError
 
 from raftd.errors import StartupError
 
 log = logging.getLogger(__name__)
 
 PATIENCE_SECONDS = 5.0  # nobody answers, or no leader is known: members that start at the same time need a moment
-REQUEST_SECONDS = 40.0  # one POST /join: the leader answers within 30
+ANSWER_SECONDS = 2.0  # what one POST /join may take; then the leader says that it is still at work
 PAUSE_SECONDS = 0.2
+MOST_PAUSE_SECONDS = 10.0
 _NO_ANSWER = (requests.RequestException, ValueError, KeyError, TypeError)
 
 
@@ -28,21 +30,21 @@ def find_cluster(addresses, stopping):
             raise StartupError("nobody to join: " + "; ".join(f"{address}: {problem}" for address, problem in problems.items()))
 
 
-def cluster_at(addresses, cluster):
-    """The names of the members that the first of *addresses* to answer knows, or None if none answers.
+def voters_at(addresses, cluster):
+    """The names of the voters that the first of *addresses* to answer knows, or None if none answers.
 
     Raises StartupError when it belongs to another cluster than *cluster*.
     """
     for address in addresses:
         try:
             status = _status(address)
-            members = [member["name"] for member in status["members"]]
+            voters = [member["name"] for member in status["members"] if member["voter"]]
         except _NO_ANSWER as error:
             log.debug("no answer address=%s error=%s", address, _reason(error))
             continue
         if status["cluster"] != cluster:
             raise StartupError(f"the data path belongs to another cluster than {address}; use an empty data path to join that one")
-        return members
+        return voters
     return None
 
 
@@ -55,20 +57,21 @@ def _status(address):
 class Joiner:
     """Asks *addresses*, and whomever they name as leader, to take ``name`` at ``address`` in.
 
-    *stopping* is an Event that ends it early.
+    *stopping* is an Event that ends it early. ``may_be_in`` is False as long as certainly no leader has begun to take it in.
     """
 
     def __init__(self, name, address, addresses, stopping):
-        self._body = {"name": name, "connectionString": f"http://{address}"}
+        self._name, self._body = name, {"name": name, "connectionString": f"http://{address}"}
         self._addresses, self._stopping = list(addresses), stopping
         self._problem = "nobody answered"
+        self.may_be_in = False
 
     def join(self):
         """Become a member. Raises StartupError when the cluster refuses, or cannot be reached."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not self._stopping.is_set():
-            for address in [*self._addresses]:
-                outcome = self._ask(address)
+            for address in self._addresses:
+                outcome = None if self._stopping.is_set() else self._ask(address)
                 if outcome == "joined":
                     return
                 if outcome == "working":  # the leader has taken this node in as a learner, and it catches up
@@ -78,28 +81,38 @@ class Joiner:
             self._stopping.wait(PAUSE_SECONDS)
         raise StartupError("stopped before it had joined the cluster")
 
-    def announce(self):
-        """Tell the cluster the address of this member, however long that takes."""
-        while not self._stopping.is_set():
+    def announce(self, cluster):
+        """Tell *cluster* the address of this member, however long that takes; not if it has removed this member meanwhile."""
+        pause, warned = PAUSE_SECONDS, False
+        while not self._stopping.wait(pause):
             try:
+                voters = voters_at(self._addresses, cluster)
+                if voters is not None and self._name not in voters:
+                    log.warning("this node is no voter of its cluster any more; to take it in again, start it with -join")
+                    return
                 self.join()
                 log.info("told the cluster the new address address=%s", self._body["connectionString"])
                 return
             except StartupError as error:
-                log.debug("the cluster does not know the new address yet reason=%s", error)
+                if not warned and not self._stopping.is_set():
+                    log.warning("the cluster does not know the new address yet, and is asked again reason=%s", error)
+                warned, pause = True, min(2 * pause, MOST_PAUSE_SECONDS)
 
     def _ask(self, address):
         """One round with the server at *address*; a follower names the leader, which is asked at once."""
         for _ in range(3):
             try:
-                answer = requests.post(f"http://{address}/join", json=self._body, timeout=REQUEST_SECONDS)
+                answer = requests.post(f"http://{address}/join?timeout={ANSWER_SECONDS:g}s", json=self._body,
+                                       timeout=(ANSWER_SECONDS, 2 * ANSWER_SECONDS))
             except requests.RequestException as error:
                 self._problem = f"{address}: {_reason(error)}"
+                self.may_be_in = self.may_be_in or not _was_not_sent(error)
                 return "failed"
             if answer.ok:
                 return "joined"
             code, leader = answer.headers.get("X-Raft-Error"), answer.headers.get("X-Raft-Leader", "")
             self._problem = f"{address}: {answer.text.strip()}"
+            self.may_be_in = self.may_be_in or answer.headers.get("X-Raft-Retry") == "maybe"
             if code == "commit_timeout":
                 return "working"
             if code == "bad_request":
@@ -112,15 +125,24 @@ class Joiner:
         return "failed"
 
     def withdraw(self):
-        """The join has failed: ask the cluster, which had begun to take this node in, to forget it. True if it has."""
+        """The join has failed: ask the cluster, which may have begun to take this node in, to forget it. True if it has."""
         for address in self._addresses:
             try:
                 found = requests.get(f"http://{address}/leader", timeout=2).json()["address"]
-                if requests.delete(f"http://{found}/members/{self._body['name']}", timeout=5).status_code in (200, 404):
+                answer = requests.delete(f"http://{found}/members/{self._name}?timeout={ANSWER_SECONDS:g}s", timeout=2 * ANSWER_SECONDS)
+                if answer.ok or answer.headers.get("X-Raft-Error") == "not_found":
                     return True
             except _NO_ANSWER as error:
                 log.debug("nobody to take the join back address=%s error=%s", address, _reason(error))
         return False
+
+
+def _was_not_sent(error):
+    """True if no connection was made, so that nobody has read the request."""
+    if isinstance(error, requests.ConnectTimeout):
+        return True
+    cause = getattr(error.args[0], "reason", None) if error.args else None
+    return isinstance(error, requests.ConnectionError) and isinstance(cause, NewConnectionError)
 
 
 def _reason(error):

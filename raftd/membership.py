@@ -2,6 +2,7 @@
 
 import logging
 import time
+from dataclasses import replace
 from functools import partial
 
 from raftd.errors import BadRequest, CommitTimeout, NoQuorum, NotFound, NotLeader, PeerUnreachable
@@ -9,32 +10,21 @@ from raftd.raft.configuration import Member
 
 log = logging.getLogger(__name__)
 
-SILENCE_SECONDS = 5.0  # a learner that does not answer for so long while it should catch up has failed to join
-
 
 def join(node, identify, name, address, voter, deadline):
     """Make the server *name* at ``HOST:PORT`` a member of the cluster, a learner first (thesis 4.2.1). May be repeated.
 
     ``identify(address)`` asks who answers there, before anything changes. Raises BadRequest when that is not *name*, or not a
-    server of this cluster; CommitTimeout while it catches up; NotLeader; and what ``Node.propose`` raises. A learner that this
-    call has added and that falls silent is removed.
+    server of this cluster; CommitTimeout while it catches up, when it is a learner; NotLeader; and what ``Node.propose`` raises.
     """
     _check_leads(node)
     identity = _identity_at(node, identify, name, address)
-    known = node.look(lambda raft: raft.configuration.members.get(name))
-    _check_no_other_is_meant(node, known, identity, address, voter)
-    node.change_configuration(lambda configuration: _with_address(configuration, name, address, identity), deadline)
-    if not voter or (known and known.voter):
-        return
-    try:
+    newcomer = Member(name, address, False, identity["id"])
+    node.change_configuration(partial(_with_address, newcomer=newcomer, voter=voter), deadline)
+    if voter and not node.look(lambda raft: raft.configuration.is_voter(name)):
         _wait_until_caught_up(node, name, deadline)
-        node.change_configuration(partial(_promoted, name=name), deadline)
-    except BadRequest:
-        if known is None:
-            log.warning("a learner fell silent and is removed peer=%s", name)
-            node.change_configuration(lambda configuration: configuration.without(name), time.monotonic() + SILENCE_SECONDS)
-        raise
-    log.info("joined peer=%s address=%s", name, address)
+        node.change_configuration(partial(_promoted, newcomer=newcomer), deadline)
+        log.info("joined peer=%s address=%s", name, address)
 
 
 def _check_leads(node):
@@ -55,53 +45,42 @@ def _identity_at(node, identify, name, address):
     return identity
 
 
-def _check_no_other_is_meant(node, known, identity, address, voter):
-    if known and known.id != identity["id"]:
+def _with_address(configuration, newcomer, voter):
+    """*configuration* with *newcomer* as a learner, or with its new address; None if nothing changes."""
+    known = configuration.members.get(newcomer.name)
+    if known and known.id != newcomer.id:
         raise BadRequest(f"{known.name} is a member with other files, which are lost if this is the same machine; remove it first "
                          f"(DELETE /members/{known.name})")
     if known and known.voter and not voter:
         raise BadRequest(f"{known.name} votes already; remove it first to make it a learner")
-    others = node.look(lambda raft: [member.name for member in raft.configuration.members.values()
-                                     if member.address == address and member.name != identity["name"]])
-    if others:
-        raise BadRequest(f"{address} is the address of {others[0]}")
-
-
-def _with_address(configuration, name, address, identity):
-    """*configuration* with this server as a learner, or with its new address; None if nothing changes."""
-    known = configuration.members.get(name)
-    if known and known.address == address:
+    for member in configuration.members.values():
+        if member.address == newcomer.address and member.name != newcomer.name:
+            raise BadRequest(f"{newcomer.address} is the address of {member.name}")
+    if known and known.address == newcomer.address:
         return None
-    return configuration.with_member(Member(name, address, bool(known and known.voter), identity["id"]))
+    return configuration.with_member(replace(newcomer, voter=bool(known and known.voter)))
 
 
-def _promoted(configuration, name):
-    if name not in configuration.members:
-        raise BadRequest(f"{name} was removed while it joined")
-    return None if configuration.is_voter(name) else configuration.promoted(name)
+def _promoted(configuration, newcomer):
+    known = configuration.members.get(newcomer.name)
+    if known is None or known.id != newcomer.id:
+        raise BadRequest(f"{newcomer.name} was removed while it joined")
+    return None if known.voter else configuration.promoted(newcomer.name)
 
 
 def _wait_until_caught_up(node, name, deadline):
     """Rounds (thesis 4.2.1): each sends what the log had at its start. One shorter than an election timeout means it keeps up."""
     while True:
         began, target = time.monotonic(), node.look(lambda raft: raft.log.last_index)
-        while not node.wait_until(partial(_has_or_nobody_asks, name, target), min(deadline, time.monotonic() + 1)):
-            _check_answers(node, name)
-            if time.monotonic() >= deadline:
-                raise CommitTimeout(f"{name} is a learner and still catching up; ask again")
+        if not node.wait_until(partial(_has_or_nobody_asks, name, target), deadline):
+            raise CommitTimeout(f"{name} is a learner and still catching up; ask again")
         _check_leads(node)
         if time.monotonic() - began < node.settings.election_timeout_seconds:
             return
 
 
 def _has_or_nobody_asks(name, target, raft):
-    return not raft.is_leader or raft.match_index(name) >= target
-
-
-def _check_answers(node, name):
-    silent_for = node.look(lambda raft: raft.silent_for(name))
-    if silent_for > SILENCE_SECONDS:
-        raise BadRequest(f"{name} has not answered for {silent_for:.0f} s; it did not join")
+    return not raft.is_leader or name not in raft.configuration.members or raft.match_index(name) >= target
 
 
 def remove(node, name, deadline):

@@ -243,6 +243,11 @@ class Node:
                     lane.idle = False
                     lane.wake.notify()
 
+    def _tick_locked(self):
+        """Tell the core the time; not while it is only to be thrown away."""
+        if not self._silent:
+            self._raft.tick(time.monotonic())
+
     def _has_work_locked(self, lane):
         if lane.data:
             return self._raft.has_data_for(lane.peer) or self._raft.needs_snapshot(lane.peer)
@@ -289,6 +294,12 @@ class Node:
         proposals, self._proposals, self._waiting_bytes, self._orphans_fail_at = self._proposals, {}, 0, None
         for proposal in proposals.values():
             _fail(proposal.future, error)
+
+    def _fail_orphans_locked(self):
+        """Nobody has said what becomes of the proposals of an earlier term."""
+        self._orphans_fail_at = None
+        for index in [index for index, proposal in self._proposals.items() if proposal.term < self._raft.term]:
+            self._drop_proposal_locked(index, LeadershipLost(f"this node led no longer when it was to be committed: {self._raft.reason}"))
 
     def _fail_everything_locked(self, error):
         self._fail_proposals_locked(error)
@@ -401,6 +412,7 @@ class Node:
             with self._lock:
                 if self._raft.reason == self._raft.NO_MAJORITY:
                     raise NoQuorum(f"no majority answers{self._lost_peers_locked()}")
+                self._changed.wait(min(self.settings.heartbeat_seconds, max(0, deadline - time.monotonic())))
 
     def _wait_for_leader_locked(self, deadline):
         self._raft.tick(time.monotonic())
@@ -506,7 +518,7 @@ class Node:
         """None if a linearizable read would be served now, else one line that says why not."""
         with self._lock:
             raft = self._raft
-            raft.tick(time.monotonic())
+            self._tick_locked()
             self._settle_locked()
             if self._stopping.is_set() or self._silent or raft.withdrawn:
                 return str(self._silent or raft.withdrawn or Stopping())
@@ -544,23 +556,28 @@ class Node:
         Waits for a change that is under way. Does nothing when *change* returns None. Raises what ``propose`` raises.
         """
         with self._lock:
-            while True:
-                self._check_running_locked()
-                configuration = change(self._raft.configuration)
-                if configuration is None:
-                    return
-                try:
-                    future = self._propose_locked(self._raft.propose_configuration, configuration, 0)
-                    break
-                except NoQuorum:
-                    if not self._changed.wait(max(0, deadline - time.monotonic())):
-                        raise
+            while not self._may_change_configuration_locked():
+                if not self._changed.wait(max(0, deadline - time.monotonic())):
+                    raise NoQuorum(f"the membership change before this one is not committed yet{self._lost_peers_locked()}")
+            configuration = change(self._raft.configuration)
+            if configuration is None:
+                return
+            future = self._propose_locked(self._raft.propose_configuration, configuration, 0)
         self._wait_for_commit(future, max(0, deadline - time.monotonic()))
+
+    def _may_change_configuration_locked(self):
+        """Only a committed configuration is a fact to decide by: another may still be rolled back."""
+        self._check_running_locked()
+        self._tick_locked()
+        raft = self._raft
+        if not raft.is_leader:
+            raise NotLeader(leader=self._leader_url_locked())
+        return raft.configurations.latest_index <= raft.commit_index and raft.commit_index >= raft.role.first_index
 
     def look(self, question):
         """What ``question(core)`` says, under the lock. It must only look."""
         with self._lock:
-            self._raft.tick(time.monotonic())
+            self._tick_locked()
             self._settle_locked()
             return question(self._raft)
 
@@ -597,7 +614,8 @@ class Node:
             self._admit_locked(sender, configuration_index)
 
     def _admit_locked(self, sender, configuration_index):
-        if sender not in self._raft.configuration.members and configuration_index < self._raft.configurations.latest_index:
+        raft = self._raft
+        if sender not in raft.configuration.members and configuration_index < raft.configurations.at(raft.commit_index)[0]:
             raise Refusal(f"{sender} is not a member of this cluster")
 
     def handle(self, sender, configuration_index, request):
@@ -624,6 +642,8 @@ class Node:
         except TimeoutError:
             pass
         with self._lock:
+            if isinstance(answer.request, InstallSnapshot) and answer.make_reply is None:  # all is here, and being installed
+                self._raft.chunk_stored(answer, answer.request.size, installed=False)
             self._raft.answer_now(answer)
             self._settle_locked()
             if answer.reply is None:
@@ -634,6 +654,9 @@ class Node:
     def _store_chunk(self, answer):
         """Section 7, InstallSnapshot, steps 2 to 5. The last chunk hands the snapshot to the applier, which installs it and answers."""
         request = answer.request
+        with self._lock:
+            if self._install is not None:  # of this snapshot, or of one that it does not wait for: ask again
+                return
         try:
             with self._incoming_lock:
                 incoming = self._state_machine.receive(request.last_included_index, request.last_included_term, request.size,
@@ -641,7 +664,7 @@ class Node:
                 if request.data:
                     incoming.write(request.offset, request.data)
                 complete, next_offset = incoming.complete, incoming.next_offset
-        except StorageFailed as error:
+        except RaftdError as error:
             log.error("a chunk of a snapshot cannot be stored leader=%s error=%s", request.leader_id, error)
             with self._lock:
                 self._raft.drop(answer)
@@ -662,7 +685,7 @@ class Node:
                 if not self._silent:
                     self._raft.tick(now)
                 if self._orphans_fail_at and now >= self._orphans_fail_at:
-                    self._fail_proposals_locked(LeadershipLost(f"this node leads no longer: {self._raft.reason}"))
+                    self._fail_orphans_locked()
                 self._settle_locked()
                 new = [peer for peer in self._raft.peers if peer not in self._lanes]
                 for peer in new:
@@ -696,6 +719,7 @@ class Node:
                     if not self._silent:
                         raft.tick(now)
                         if lane.data and raft.needs_snapshot(lane.peer):
+                            raft.reserve_snapshot(lane.peer)
                             break
                         if (request := raft.data_for(lane.peer) if lane.data else raft.request_for(lane.peer)) is not None:
                             self._settle_locked()
@@ -743,49 +767,71 @@ class Node:
 
     def _offer_snapshot(self, peer):
         """Make a snapshot for *peer*, or use the one that is being sent to others while the log still leads on from it."""
-        with self._outgoing_lock:
-            out = self._outgoing
-            if out is None or out.snapshot.index < self._raft.log.snapshot_index:
-                self._drop_outgoing()
-                try:
-                    started = time.monotonic()
-                    out = self._outgoing = Outgoing(self._state_machine.snapshot())
-                except (StorageFailed, Stopping) as error:
-                    log.error("no snapshot could be made for a follower peer=%s error=%s", peer, error)
-                    self._stopping.wait(RETRY_SECONDS)
-                    return
-                log.info("made a snapshot to send peer=%s index=%s bytes=%s seconds=%.3f", peer, out.snapshot.index, out.snapshot.size,
-                         time.monotonic() - started)
-            out.peers.add(peer)
-            snapshot = out.snapshot
+        try:
+            with self._outgoing_lock:
+                out = self._outgoing
+                if out is None or out.snapshot.index < self._raft.log.snapshot_index:
+                    self._drop_outgoing()
+                    out = self._outgoing = Outgoing(self._make_snapshot(peer))
+                out.peers.add(peer)
+        except RaftdError as error:
+            self._snapshot_failed(peer, error)
+            return
         with self._lock:
-            self._raft.snapshot_offered(peer, snapshot.index, snapshot.term, snapshot.size, snapshot.sha256)
+            self._raft.snapshot_offered(peer, out.snapshot.index, out.snapshot.term, out.snapshot.size, out.snapshot.sha256)
+
+    def _make_snapshot(self, peer):
+        started = time.monotonic()
+        snapshot = self._state_machine.snapshot(self._check_not_stopping)
+        log.info("made a snapshot to send peer=%s index=%s bytes=%s seconds=%.3f", peer, snapshot.index, snapshot.size,
+                 time.monotonic() - started)
+        return snapshot
+
+    def _check_not_stopping(self):
+        if self._stopping.is_set():
+            raise Stopping()
+
+    def _snapshot_failed(self, peer, error):
+        with self._lock:
+            self._raft.snapshot_withdrawn(peer)
+        if not self._stopping.is_set():
+            log.error("no snapshot for a follower peer=%s error=%s", peer, error)
+        self._stopping.wait(RETRY_SECONDS)
 
     def _drop_outgoing(self):
         """Needs ``_outgoing_lock``."""
         if self._outgoing:
-            self._outgoing.snapshot.close()
+            try:
+                self._outgoing.snapshot.close()
+            except StorageFailed as error:
+                log.warning("the copy of a snapshot could not be removed error=%s", error)
             self._outgoing = None
 
     def _with_chunk(self, peer, request):
         """*request* with its data; None when that snapshot has made way for a newer one."""
-        with self._outgoing_lock:
-            out = self._outgoing
-            if out is None or out.snapshot.sha256 != request.checksum:
-                with self._lock:
-                    self._raft.snapshot_withdrawn(peer)
-                return None
-            return replace(request, data=out.snapshot.read(request.offset, self.settings.snapshot_chunk_bytes))
+        try:
+            with self._outgoing_lock:
+                out = self._outgoing
+                if out is not None and out.snapshot.sha256 == request.checksum:
+                    return replace(request, data=out.snapshot.read(request.offset, self.settings.snapshot_chunk_bytes))
+        except StorageFailed as error:
+            self._snapshot_failed(peer, error)
+            return None
+        with self._lock:
+            self._raft.snapshot_withdrawn(peer)
+        return None
 
     def _release_outgoing(self):
-        """Remove the copy once nobody is being sent it."""
-        with self._outgoing_lock:
-            if self._outgoing is None:
-                return
+        """Remove the copy once nobody is being sent it. Waits for nothing, since the applier calls it too."""
+        if not self._outgoing_lock.acquire(blocking=False):
+            return
+        try:
             with self._lock:
-                needed = {peer for peer in self._outgoing.peers if self._raft.is_sending_snapshot_to(peer)}
+                needed = self._outgoing and any(self._raft.is_sending_snapshot_to(peer) for peer in self._outgoing.peers)
             if not needed:
                 self._drop_outgoing()
+        finally:
+            self._outgoing_lock.release()
 
     # The disk
 
@@ -834,6 +880,8 @@ class Node:
             with self._lock:
                 while not self._applier_idle and not self._stopping.is_set():
                     self._changed.wait()
+                if self._stopping.is_set():
+                    return False
                 self._raft = self._restore(saved)
                 self._silent = None
                 self._settle_locked()
@@ -955,17 +1003,17 @@ class Node:
 
     def _install_snapshot(self, incoming, answer):
         """The state machine takes the leader's state in place of its own, and the log follows (section 7)."""
-        request, installed, started = answer.request, False, time.monotonic()
+        request, started = answer.request, time.monotonic()
         try:
             if request.last_included_index > self._state_machine.position.index:
                 self._state_machine.install(incoming)
-            installed = True
         except StorageFailed:
             raise
         except RaftdError as error:
             log.warning("a snapshot was refused leader=%s error=%s", request.leader_id, error)
         finally:
             position = self._state_machine.position
+            installed = position.index >= request.last_included_index
             with self._lock:
                 self._install = None
                 self._raft.tick(time.monotonic())

@@ -2,13 +2,14 @@
 
 import logging
 import os
+import re
 import secrets
 import signal
 import threading
 
 from raftd import __version__, listener
 from raftd.errors import REPLACE_NODE, DamagedFiles, Refusal, StartupError
-from raftd.joining import Joiner, cluster_at, find_cluster
+from raftd.joining import Joiner, find_cluster, voters_at
 from raftd.kv import KeyValueStore
 from raftd.node import Node
 from raftd.raft.configuration import NOBODY, Configuration, Member
@@ -19,7 +20,7 @@ from raftd.web import create_app
 log = logging.getLogger(__name__)
 
 HAND_OVER_SECONDS = 1.0
-_FILES = ("raft.db", "state.db")
+_OUR_FILES = re.compile(r"(raft|state)\.db(-wal|-shm|-journal|\.new)?|state\.db\.(incoming|outgoing)-[0-9]+(-journal)?")
 
 
 def run(options):
@@ -58,8 +59,9 @@ class DataPath:
         except OSError as error:
             raise StartupError(f"{path} cannot be used: {error.strerror}") from error
         self.is_new = not Storage.exists(path)
-        if self.is_new and self._holds("state.db"):
-            raise DamagedFiles(f"{path} has a state.db but no raft.db, so the log is lost; {REPLACE_NODE}")
+        orphans = [name for name in ("raft.db-wal", "raft.db-journal", "state.db", "state.db-wal") if self._holds(name)]
+        if self.is_new and orphans:  # SQLite would even apply an old WAL to a new file
+            raise DamagedFiles(f"{path} has {' and '.join(orphans)} but no raft.db, so the log is lost; {REPLACE_NODE}")
         if self.is_new and self._holds("log") and self._holds("conf"):
             raise StartupError(f"{path} holds data of the original raftd, which this one cannot read; choose another data path")
 
@@ -73,7 +75,7 @@ class DataPath:
     def close(self):
         if not self._keep or (self._made and not self._holds("raft.db")):
             for name in os.listdir(self.path):
-                if name.startswith(_FILES):
+                if _OUR_FILES.fullmatch(name):
                     os.remove(os.path.join(self.path, name))
             if self._made:
                 os.rmdir(self.path)
@@ -87,7 +89,7 @@ class Server:
         self._options, self._stopping, self._fail = options, stopping, fail
         self._closers = []  # what stop() calls, the last first
         self._node = self._announcer = None
-        self._must_join = False
+        self._must_join = self._never_joined = False
 
     def start(self):
         """Everything up to ``Listening at``. Raises StartupError; then ``stop`` cleans up."""
@@ -120,9 +122,12 @@ class Server:
     # Files
 
     def _open_storage(self):
+        storage = self._create() if self._data.is_new else self._recover()
+        self._closers.append(storage.close)
+        return storage
+
+    def _create(self):
         options = self._options
-        if not self._data.is_new:
-            return self._recover()
         name = options.name or secrets.token_hex(4)[:7]
         if options.join:
             cluster, found_at = find_cluster(options.join, self._stopping)
@@ -137,12 +142,12 @@ class Server:
 
     def _recover(self):
         options, storage = self._options, Storage.open(self._options.path)
-        self._closers.append(storage.close)
         identity = storage.identity
         if options.name not in (None, identity.name):
+            storage.close()
             raise StartupError(f"the files in {options.path} are those of {identity.name}, not of {options.name}; a name cannot change")
-        members = cluster_at(options.join, identity.cluster) if options.join else None
-        self._must_join = members is not None and identity.name not in members
+        voters = voters_at(options.join, identity.cluster) if options.join else None
+        self._must_join = voters is not None and identity.name not in voters
         return storage
 
     # The node
@@ -150,18 +155,15 @@ class Server:
     def _start_node(self, storage):
         options, identity = self._options, storage.identity
         saved = storage.load()
-        never_joined = not saved.base.configuration.members and not saved.entries
-        if never_joined and not self._must_join:
-            if not options.join:
-                raise StartupError(f"the node in {options.path} has not joined its cluster yet; start it with -join HOST:PORT")
-            self._must_join = True
+        self._never_joined = not saved.base.configuration.members and not saved.entries
+        if self._never_joined and not options.join:
+            raise StartupError(f"the node in {options.path} has not joined its cluster yet; start it with -join HOST:PORT")
+        self._must_join = self._must_join or self._never_joined
         state = KeyValueStore(options.path)
         self._closers.append(state.close)
         self._node = Node(identity.name, self._address, storage, Transport(options.settings, self._hello), state, options.settings,
                           self._fail)
-        if self._closers[-2] == storage.close:
-            del self._closers[-2]
-        self._closers[-1] = self._node.stop
+        self._closers.append(self._node.stop)
         self._peers = PeerServer(self._admit, self._node.handle)
         if not self._data.is_new:
             log.info("Recovered from log")
@@ -195,19 +197,20 @@ class Server:
         elif node.name in known and known[node.name].address != self._address:
             others = [member.address for member in known.values() if member.name != node.name]
             joiner = Joiner(node.name, self._address, [*others, self._address], self._stopping)
-            self._announcer = threading.Thread(target=joiner.announce, name="announcer")
+            self._announcer = threading.Thread(target=joiner.announce, args=(node.cluster,), name="announcer")
             self._announcer.start()
         elif options.join:
             log.info("already a member of the cluster, -join is not needed")
 
     def _join(self):
-        """Who was never sent an entry was never more than a learner, and its files can go; else only if the cluster forgets it."""
+        """When a first join fails, the files go only if the cluster does not count this node, or forgets it."""
         joiner = Joiner(self._node.name, self._address, self._options.join, self._stopping)
         try:
             joiner.join()
         except StartupError as error:
-            if self._node.look(lambda raft: raft.log.last_index) == 0 or joiner.withdraw():
+            if self._never_joined and joiner.may_be_in and not joiner.withdraw():
+                raise StartupError(f"{error}; the cluster may have taken this node in, so its files are kept: run the same command "
+                                   "again") from error
+            if self._never_joined:
                 self._data.take_back()
-                raise
-            raise StartupError(f"{error}; the cluster may have taken this node in, so its files are kept: run the same command again") \
-                from error
+            raise

@@ -143,10 +143,14 @@ class Storage:
                 raise
 
     def reopen(self):
-        """Open the file again, after a save that failed. Raises StorageFailed while the disk still refuses."""
+        """Open the file again, after a save that failed. Raises StorageFailed while the disk still refuses, DamagedFiles if it
+        is another file: an older one may have forgotten a vote."""
         self._connection.close()
         again = self.open(os.path.dirname(self.path))
-        self._connection, self._file_id = again._connection, again._file_id
+        self._connection, self._last_index = again._connection, again._last_index
+        if again._file_id != self._file_id:
+            again.close()
+            raise DamagedFiles(f"{self.path} was exchanged while raftd had it open; {REPLACE_NODE}")
 
     def load(self):
         """All that was saved, checked. Raises DamagedFiles with one line that says what and what to do."""

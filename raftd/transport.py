@@ -30,6 +30,7 @@ class Connection:
     def __init__(self, settings, hello, lane):
         self._settings, self._hello, self._lane = settings, hello, lane
         self._socket = self._frames = self._address = None
+        self._interrupted = False
 
     def call(self, member, request, configuration_index):
         """*member*'s reply to *request*. Raises PeerUnreachable."""
@@ -55,6 +56,8 @@ class Connection:
                 raise
             except OSError:  # it was closed while it was idle; every RPC of Raft may be sent again
                 self.close()
+                if self._interrupted:
+                    raise
         self._connect(member, deadline)
         return self._send_and_receive(frame, deadline)
 
@@ -68,6 +71,8 @@ class Connection:
         host, port = split_address(member.address)
         self._socket = socket.create_connection((host, port), timeout=_remaining(deadline))
         self._frames = Frames(self._socket)
+        if self._interrupted:
+            raise ConnectionAbortedError("interrupted")
         self._address = member.address
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         fields = {"Host": member.address, "Connection": "Upgrade", "Upgrade": wire.PROTOCOL, "Raft-Lane": self._lane,
@@ -98,7 +103,8 @@ class Connection:
             self._socket = None
 
     def interrupt(self):
-        """End a call that another thread waits in."""
+        """End a call that another thread waits in, and those that follow."""
+        self._interrupted = True
         if (open_socket := self._socket) is not None:
             _shut_down(open_socket)
 

@@ -8,7 +8,7 @@ names the format; peers that speak another one are refused when they connect.
 
 import struct
 import zlib
-from dataclasses import astuple, replace
+from dataclasses import astuple
 
 from raftd.errors import Refusal
 from raftd.raft.configuration import Configuration
@@ -164,8 +164,3 @@ def _take_fields(kinds, payload, position):
             value = value.decode() if kind == "s" else value
         values.append(value)
     return values, position
-
-
-def with_data(request, data):
-    """The InstallSnapshot *request* with the bytes of its chunk."""
-    return replace(request, data=data)

@@ -117,14 +117,15 @@ class KeyValueStore:
         self._commands_in_wal = self._bytes_in_wal = 0
         return self._durable_index
 
-    def snapshot(self):
+    def snapshot(self, go_on=lambda: None):
         """A copy of the state at this moment, as Snapshot, made while ``apply`` goes on.
 
-        Raises StorageFailed if there is no room for it, Stopping if it is given up for ``install`` or ``close``.
+        *go_on* is called now and then, and may raise to give it up. Raises StorageFailed if there is no room for it, Stopping if
+        it gives way to ``install`` or ``close``.
         """
         path = f"{self._path}.outgoing-{next(self._copies)}"
         with self._readers.connection() as source:
-            copy(source, path, self._go_on_copying)
+            copy(source, path, lambda: (go_on(), self._go_on_copying()))
         return Snapshot(path)
 
     def receive(self, index, term, size, sha256):
@@ -191,8 +192,8 @@ class KeyValueStore:
         self._remove_leftovers()
 
     def _remove_leftovers(self):
-        for kind in ("incoming", "outgoing", "new"):
-            for path in glob.glob(f"{glob.escape(self._path)}.{kind}*"):
+        for kind in ("incoming-[0-9]*", "outgoing-[0-9]*", "new", "new-journal"):
+            for path in glob.glob(f"{glob.escape(self._path)}.{kind}"):
                 os.remove(path)
 
     def _open(self):

@@ -72,6 +72,7 @@ class Raft:
     NO_MAJORITY = "no majority answers"  # the ``reason`` of a leader that stepped down by CheckQuorum
     MAX_WRITE_BYTES = 4 << 20  # commands in one write, at least one entry
     MAX_COMPACTED_ENTRIES = 1000  # forgotten in one write
+    SNAPSHOT_PATIENCE_SECONDS = 30.0  # a snapshot for a peer that has been silent for so long is given up
     NOTICE_SECONDS = 0.005  # a new commit_index waits this long for a request with entries to carry it to a peer
 
     def __init__(self, name, hard_state, log, configurations, applied, settings, random, now):
@@ -149,6 +150,9 @@ class Raft:
         self._timer = self.now + self._settings.heartbeat_seconds
         leader, timeout = self.role, self._settings.election_timeout_seconds
         heard = {peer for peer, progress in leader.progress.items() if self.now - progress.last_heard <= timeout}
+        for peer, progress in leader.progress.items():
+            if progress.reserved_from is not None and self.now - progress.last_heard > self.SNAPSHOT_PATIENCE_SECONDS:
+                self.snapshot_withdrawn(peer)
         if leader.transfer and self.now >= leader.transfer.deadline:
             leader.transfer = None
         if self.withdrawn:
@@ -574,26 +578,28 @@ class Raft:
         progress = self.role.progress[peer]
         return progress.next_index <= self.log.snapshot_index and progress.snapshot is None
 
-    def snapshot_offered(self, peer, index, term, size, checksum):
-        """A snapshot to send to *peer*, taken at *index*."""
+    def reserve_snapshot(self, peer):
+        """A snapshot for *peer* is about to be made: compaction leaves what comes after it."""
         if self.needs_snapshot(peer):
-            self.role.progress[peer].snapshot = Outgoing(index, term, size, checksum)
+            self.role.progress[peer].reserved_from = self.last_applied
+
+    def snapshot_offered(self, peer, index, term, size, checksum):
+        """A snapshot to send to *peer*, taken at *index*. One that the log does not lead on from is of no use."""
+        if self.needs_snapshot(peer) and index >= self.log.snapshot_index:
+            progress = self.role.progress[peer]
+            progress.snapshot, progress.reserved_from = Outgoing(index, term, size, checksum), index
 
     def is_sending_snapshot_to(self, peer):
         return self.is_leader and peer in self.role.progress and self.role.progress[peer].snapshot is not None
 
     def snapshot_withdrawn(self, peer):
-        """The snapshot on its way to *peer* is gone; it needs another."""
-        if self.is_sending_snapshot_to(peer):
-            self.role.progress[peer].snapshot = None
+        """The snapshot for *peer* is gone, or is given up; if it is still needed, another must be made."""
+        if self.is_leader and peer in self.role.progress:
+            self.role.progress[peer].snapshot = self.role.progress[peer].reserved_from = None
 
     def match_index(self, peer):
         """How far *peer* is known to have this leader's log on disk; 0 when this server does not lead or know it."""
         return self.role.progress[peer].match_index if self.is_leader and peer in self.role.progress else 0
-
-    def silent_for(self, peer):
-        """Seconds since *peer* last answered this leader; 0 when this server does not lead or know it."""
-        return self.now - self.role.progress[peer].last_heard if self.is_leader and peer in self.role.progress else 0.0
 
     def has_data_for(self, peer):
         """True if ``data_for(peer)`` has something now. A peer that did not answer gets data once it has answered something small."""
@@ -690,7 +696,7 @@ class Raft:
         if snapshot is None or snapshot.checksum != request.checksum:
             return
         if reply.installed:
-            progress.snapshot = None
+            progress.snapshot = progress.reserved_from = None
             progress.match_index = max(progress.match_index, request.last_included_index)
             progress.next_index = max(progress.next_index, progress.match_index + 1)
             self._advance_commit_index()
@@ -802,4 +808,5 @@ class Raft:
     def _oldest_outgoing_index(self):
         if not self.is_leader:
             return None
-        return min((progress.snapshot.index for progress in self.role.progress.values() if progress.snapshot), default=None)
+        reserved = [progress.reserved_from for progress in self.role.progress.values()]
+        return min((index for index in reserved if index is not None), default=None)

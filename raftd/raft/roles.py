@@ -79,6 +79,7 @@ class Progress:
     sent_round, sent_commit   newest read round and commit_index it was told
     heartbeat_due   when it must hear from the leader again
     notice_due      when a new commit_index is worth a request of its own
+    reserved_from   where the snapshot that is made for it, or sent, stands, at the least; compaction leaves what comes after
     """
 
     next_index: int
@@ -90,6 +91,7 @@ class Progress:
     heartbeat_due: float = -math.inf
     notice_due: float = math.inf
     snapshot: Outgoing | None = None
+    reserved_from: int | None = None
 
 
 @dataclass
