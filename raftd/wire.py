@@ -13,7 +13,9 @@ from dataclasses import astuple
 from raftd.errors import Refusal
 from raftd.raft.configuration import Configuration
 from raftd.raft.messages import (
+    COMMAND,
     CONFIGURATION,
+    NOOP,
     AppendEntries,
     AppendEntriesReply,
     Entry,
@@ -115,6 +117,8 @@ def _decode_append_entries(payload):
         position += length
         if len(command) != length or not last_term <= entry_term <= term:
             raise WireError(f"entry {index} is cut short, or its term is out of order")
+        if kind not in (NOOP, COMMAND, CONFIGURATION):
+            raise WireError(f"entry {index} is of kind {kind}, which this raftd does not know; upgrade")
         if kind == CONFIGURATION:
             Configuration.decode(command)  # only to see that it can be read: once it is in the log it must be
         entries.append(Entry(index, entry_term, kind, command))
