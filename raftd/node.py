@@ -16,6 +16,7 @@ state machine  ``position``, ``apply``, ``read``, ``checkpoint``, ``snapshot``, 
 """
 
 import logging
+import math
 import random
 import threading
 import time
@@ -713,25 +714,28 @@ class Node:
         """(request, member, configuration_index), or None when the lane is closed."""
         while True:
             with self._lock:
-                raft = self._raft
-                while not self._stopping.is_set() and not lane.closed:
-                    now = time.monotonic()
-                    if not self._silent:
-                        raft.tick(now)
-                        if lane.data and raft.needs_snapshot(lane.peer):
-                            raft.reserve_snapshot(lane.peer)
-                            break
-                        if (request := raft.data_for(lane.peer) if lane.data else raft.request_for(lane.peer)) is not None:
-                            self._settle_locked()
-                            return request, raft.configuration.members[lane.peer], raft.configurations.latest_index
-                    lane.idle = True
-                    due = raft.next_request_at(lane.peer) if not lane.data and not self._silent else None
-                    lane.wake.wait(None if due is None or due == float("inf") else max(0, due - now))
-                    lane.idle = False
-                    raft = self._raft
-                else:
+                self._wait_for_work_locked(lane)
+                if self._stopping.is_set() or lane.closed:
                     return None
-            self._offer_snapshot(lane.peer)
+                raft = self._raft
+                needs_snapshot = lane.data and raft.needs_snapshot(lane.peer)
+                if needs_snapshot:
+                    raft.reserve_snapshot(lane.peer)
+                elif (request := raft.data_for(lane.peer) if lane.data else raft.request_for(lane.peer)) is not None:
+                    self._settle_locked()
+                    return request, raft.configuration.members[lane.peer], raft.configurations.latest_index
+            if needs_snapshot:
+                self._offer_snapshot(lane.peer)
+
+    def _wait_for_work_locked(self, lane):
+        while not self._stopping.is_set() and not lane.closed:
+            self._tick_locked()
+            if not self._silent and self._has_work_locked(lane):
+                return
+            due = math.inf if lane.data or self._silent else self._raft.next_request_at(lane.peer)
+            lane.idle = True
+            lane.wake.wait(None if due == math.inf else max(0, due - time.monotonic()))
+            lane.idle = False
 
     def _call(self, lane, request, member, configuration_index):
         try:

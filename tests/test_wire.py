@@ -185,6 +185,8 @@ def test_a_frame_that_is_too_long_is_refused_before_it_is_read():
     assert wire.payload_length(wire.HEADER.pack(wire.MAX_PAYLOAD, 1, 0, 0)) == wire.MAX_PAYLOAD
 
 
-def test_with_data_fills_in_the_chunk():
-    request = InstallSnapshot(3, "n1", 10, 2, 100, b"s" * 32, 50)
-    assert wire.with_data(request, b"abc") == InstallSnapshot(3, "n1", 10, 2, 100, b"s" * 32, 50, b"abc")
+def test_an_entry_of_a_kind_that_is_not_known_is_refused():
+    """A server that meets an entry it does not know must stop before it takes it into its log."""
+    frame = wire.encode(AppendEntries(3, "n1", 4, 2, (Entry(5, 3, 9, b"from the future"),)), 0)
+    with pytest.raises(wire.WireError, match="upgrade"):
+        wire.decode(frame[:wire.HEADER.size], frame[wire.HEADER.size:])
