@@ -167,9 +167,14 @@ class Listener:
     def stop(self):
         """Answer what is under way, then close every connection."""
         self._dispatcher.shutdown()
-        self._server.trigger.pull_trigger(lambda: wasyncore.close_all(self._server._map))
+        self._server.trigger.pull_trigger(self._finish)
         self._thread.join()
         self._peers.stop()
+
+
+    def _finish(self):
+        self._dispatcher.lane.finish()
+        wasyncore.close_all(self._server._map)
 
 
 def _allowed_connections(wanted):

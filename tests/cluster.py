@@ -44,12 +44,26 @@ def wait_until(truth, what, seconds=PATIENCE_SECONDS):
     return answer
 
 
+def wait_for_more(count, truth, what, seconds=PATIENCE_SECONDS):
+    """Until the number that ``truth()`` gives is larger by *count* than it is now."""
+    before = truth()
+    wait_until(lambda: truth() >= before + count, what, seconds)
+
+
 def holds_for(seconds, truth, what):
     """*truth* must stay true for so long."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         assert truth(), f"did not stay so for {seconds:g} s: {what}"
         time.sleep(POLL_SECONDS)
+
+
+def in_threads(target, arguments):
+    """Threads, started, that call ``target(argument)``, one for each. A test that fails need not end them."""
+    threads = [threading.Thread(target=target, args=(argument,), daemon=True) for argument in arguments]
+    for thread in threads:
+        thread.start()
+    return threads
 
 
 _ports_given = set()
@@ -394,12 +408,16 @@ class Writers:
     def __init__(self, servers, count=8, size=20, pause=0.0, prefix="w"):
         self.servers, self._size, self._pause, self._prefix = list(servers), size, pause, prefix
         self._stopping, self.acknowledged, self.refused = threading.Event(), [], defaultdict(int)
-        self._threads = [threading.Thread(target=self._write, args=(number,), name=f"writer-{number}") for number in range(count)]
+        self._threads = [threading.Thread(target=self._write, args=(number,), daemon=True) for number in range(count)]
 
     def __enter__(self):
         for thread in self._threads:
             thread.start()
-        wait_until(lambda: len(self.acknowledged) >= len(self._threads), "the writers are at work")
+        try:
+            wait_until(lambda: len(self.acknowledged) >= len(self._threads), "the writers are at work")
+        except BaseException:
+            self._stopping.set()
+            raise
         return self
 
     def __exit__(self, *_):
@@ -440,8 +458,7 @@ class Writers:
 
     def wait_for_more(self, count=50, seconds=PATIENCE_SECONDS):
         """Until so many more writes are accepted."""
-        before = len(self.acknowledged)
-        wait_until(lambda: len(self.acknowledged) >= before + count, f"{count} more writes are accepted", seconds)
+        wait_for_more(count, lambda: len(self.acknowledged), f"{count} more writes are accepted", seconds)
 
     def gap_after(self, moment, seconds=PATIENCE_SECONDS):
         """Seconds from *moment* to the answer of the first accepted write that was sent after it."""
@@ -516,19 +533,30 @@ class RegisterClients:
     def __init__(self, servers, writers=2, timeout=4):
         self.history, self._stopping, self._timeout = History(), threading.Event(), timeout
         self.reads_by = defaultdict(int)
-        self._threads = [threading.Thread(target=self._read, args=(server,)) for server in servers]
-        self._threads += [threading.Thread(target=self._write, args=(number, list(servers))) for number in range(writers)]
+        self._threads = [threading.Thread(target=self._read, args=(server,), daemon=True) for server in servers]
+        self._threads += [threading.Thread(target=self._write, args=(number, list(servers)), daemon=True) for number in range(writers)]
 
     def __enter__(self):
         for thread in self._threads:
             thread.start()
-        wait_until(lambda: len(self.history.operations) > 20, "the clients are at work")
+        try:
+            wait_until(lambda: len(self.history.operations) > 20, "the clients are at work")
+        except BaseException:
+            self._stopping.set()
+            raise
         return self
 
     def __exit__(self, *_):
         self._stopping.set()
         for thread in self._threads:
             thread.join()
+
+    def wait_for_reads(self, server, count=20):
+        """Until *server* has answered so many more reads."""
+        wait_for_more(count, lambda: self.reads_by[server.name], f"{server} answers reads")
+
+    def wait_for_more(self, count=30):
+        wait_for_more(count, lambda: len(self.history.operations), "the clients go on")
 
     def _read(self, server):
         client = Client(server.address, server.client_namespace)
@@ -608,7 +636,7 @@ class Network:
         return host
 
     def _host_of(self, server):
-        return next(host for host in self.hosts if server.address.startswith(host.address + ":"))
+        return next(host for host in self.hosts if server.address.split(":")[0] == host.address)
 
     def _drop(self, host, *rules):
         """All of *rules* at once."""

@@ -7,12 +7,51 @@ import time
 
 import pytest
 
-from cluster import Client, Cluster, RegisterClients, Writers, call, the_fault_lasts, wait_until
+from cluster import Client, Cluster, History, RegisterClients, Writers, call, in_threads, the_fault_lasts, wait_until
 
 pytestmark = pytest.mark.cluster
 
 FAILOVER_ROUNDS = int(os.environ.get("RAFTD_FAILOVER_ROUNDS", "3"))  # 20 to compare with the original
 MIB = 1 << 20
+
+
+LINEARIZABLE = {
+    "one after the other": "write a 0 1, read a 2 3, write b 4 5, read b 6 7",
+    "read of a write under way": "write a 0 9, read a 1 2, read a 3 4",
+    "unknown outcome, seen": "write a 0 1, write b 2 inf, read a 3 4, read b 5 6",
+    "unknown outcome, not seen": "write a 0 1, write b 2 inf, read a 3 9",
+    "either order": "write a 0 5, write b 1 6, read b 7 8",
+}
+NOT_LINEARIZABLE = {
+    "stale": "write a 0 1, write b 2 3, read a 4 5",
+    "missing": "write a 0 1, read - 2 3",
+    "back and forth": "write a 0 9, write b 0 9, read a 1 2, read b 3 4, read a 5 6",
+    "from the future": "read a 0 1, write a 2 3",
+    "never written": "read a 0 1",
+    "unknown outcome, seen and gone": "write a 0 1, write b 2 inf, read b 3 4, read a 5 6",
+    "refused, and seen": "refused a 0 1, read a 2 3",
+}
+
+
+def history_of(text):
+    history = History()
+    for operation in text.split(", "):
+        kind, value, began, finished = operation.split()
+        if kind == "refused":
+            history.refused.add(value)
+        else:
+            history.record(kind, None if value == "-" else value, float(began), float(finished))
+    return history
+
+
+@pytest.mark.parametrize("text", LINEARIZABLE.values(), ids=LINEARIZABLE)
+def test_checker_accepts(text):
+    assert history_of(text).violations() == []
+
+
+@pytest.mark.parametrize("text", NOT_LINEARIZABLE.values(), ids=NOT_LINEARIZABLE)
+def test_checker_refuses(text):
+    assert history_of(text).violations()
 
 
 def test_session_of_the_readme(tmp_path):
@@ -48,7 +87,8 @@ def test_a_missing_key_is_not_an_empty_one(tmp_path):
 
 def test_any_bytes_come_back_exactly_from_every_server(tmp_path):
     """The original changed what is not UTF-8; and a key that is not UTF-8 is refused, not changed."""
-    values = {"all": bytes(range(256)), "nul": b"\0" * 100, "not-utf8": b"\xff\xfe\xed\xa0\x80", "lines": b"\r\n\r\n", "largest": os.urandom(MIB)}
+    values = {"all": bytes(range(256)), "nul": b"\0" * 100, "not-utf8": b"\xff\xfe\xed\xa0\x80", "lines": b"\r\n\r\n",
+              "largest": os.urandom(MIB)}
     with Cluster(tmp_path) as cluster:
         leader = cluster.leader()
         for key, value in values.items():
@@ -115,28 +155,32 @@ def test_leader_killed_at_the_first_answer_with_a_follower_paused(tmp_path):
     leader's requests late and twice, must not cut off what it has acknowledged."""
     with Cluster(tmp_path) as cluster:
         for number in range(3):
-            leader = cluster.leader()
-            third, follower = cluster.followers(leader)
-            third.kill()
-            leader.put(f"warm{number}", b"x", "?timeout=5s")
-            follower.pause()
-            answers = []
-            threads = [threading.Thread(target=lambda key=f"s{number}-{writer}": answers.append((key, leader.put(key, b"v", timeout=15))))
-                       for writer in range(8)]
-            for thread in threads:
-                thread.start()
-            the_fault_lasts.wait(0.3)  # shorter than an election timeout
-            follower.resume()
-            wait_until(lambda done=answers: done, "the first answer")
-            leader.kill()
-            for thread in threads:
-                thread.join()
-            cluster.restart(third)
-            accepted = [key for key, answer in answers if answer.status == 200]
-            cluster.leader()
-            assert [key for key in accepted if follower.get(key).body != b"v"] == []
-            cluster.restart(leader)
-            assert [key for key in accepted if leader.get(key).body != b"v"] == []
+            lose_the_leader_at_its_first_answer(cluster, [f"s{number}-{writer}" for writer in range(8)])
+
+
+def lose_the_leader_at_its_first_answer(cluster, keys):
+    leader, answers = cluster.leader(), {}
+    third, follower = cluster.followers(leader)
+    third.kill()
+    leader.put("before", b"x")
+    follower.pause()
+
+    def write(key):
+        answers[key] = leader.put(key, b"v", timeout=15).status
+    threads = in_threads(write, keys)
+    the_fault_lasts.wait(0.3)  # shorter than an election timeout
+    follower.resume()
+    wait_until(lambda: answers, "the first answer")
+    leader.kill()
+    for thread in threads:
+        thread.join()
+    accepted = [key for key in keys if answers[key] == 200]
+    assert accepted
+    cluster.restart(third)
+    cluster.leader()
+    assert [key for key in accepted if follower.get(key).body != b"v"] == []
+    cluster.restart(leader)
+    assert [key for key in accepted if leader.get(key).body != b"v"] == []
 
 
 def test_all_killed_at_once_lose_nothing(tmp_path):
@@ -196,9 +240,7 @@ def test_no_key_reads_as_missing_after_a_restart(tmp_path):
                 seen.append(server.get("key", timeout=3).status)
         for server in cluster.servers:
             server.kill()
-        readers = [threading.Thread(target=read, args=(server,)) for server in cluster.servers]
-        for reader in readers:
-            reader.start()
+        readers = in_threads(read, cluster.servers)
         cluster[1].start()
         assert cluster[1].get("key").code in ("no_leader", "no_quorum")
         cluster.restart()
@@ -210,25 +252,27 @@ def test_no_key_reads_as_missing_after_a_restart(tmp_path):
 
 
 def test_a_leader_is_elected_whenever_two_of_three_are_up(tmp_path):
-    """The original compared index or term: with two of three up, no leader at all. Here the one with the later term has the shorter log."""
+    """The original compared index or term: with two of three up, no leader. Here one has the later term, the other the longer log."""
     with Cluster(tmp_path) as cluster:
-        leader = cluster.leader()
-        short, other = cluster.followers(leader)
-        short.kill()
-        for number in range(20):
-            assert leader.put(f"a{number}", b"x").status == 200
-        other.kill()
-        leader.put("never-committed", b"x", "?timeout=300ms")
-        leader.kill()
+        long = cluster.leader()
+        short, other = cluster.followers(long)
+        assert long.put("committed", b"x").status == 200
+        before = long.status()["last_log_index"]
+        short.kill(), other.kill()
+        for thread in in_threads(lambda key: long.put(key, b"x", "?timeout=300ms"), [f"never-committed{number}" for number in range(20)]):
+            thread.join()
+        assert long.status()["last_log_index"] >= before + 10
+        long.kill()
         cluster.restart(short, other)
         cluster.write("later-term", b"x")
-        for down in (short, other):
-            for server in cluster.running:
-                server.kill()
-            cluster.restart(*(server for server in cluster.servers if server is not down))
-            cluster.write(f"without-{down}", b"x")
-        cluster.restart()
-        assert all(cluster.leader().get(f"a{number}").body == b"x" for number in range(20))
+        other.kill()
+        cluster.restart(long)
+        cluster.write("again", b"x")
+        cluster.restart(other)
+        cluster.wait_converged()
+        assert [server.get("committed").body for server in cluster.servers] == [b"x"] * 3
+        assert [server.get("later-term").body for server in cluster.servers] == [b"x"] * 3
+        assert long.get("never-committed3").status == 404
 
 
 def test_a_server_does_not_forget_its_term_and_vote(tmp_path):
@@ -257,12 +301,28 @@ def test_one_of_two_dead_ends_every_request_with_an_answer(tmp_path):
         assert time.monotonic() - sent < 6
         assert answer.retry == "maybe"
         wait_until(lambda: not leader.leads, "it leads no longer")
-        for refusal in (leader.put("later", b"x"), leader.get("alone")):
-            assert refusal.retry == "safe" and other.name.encode() in refusal.body + b" n1 n2"
-        assert leader.get("alone").code in ("no_leader", "no_quorum")
+        assert leader.put("later", b"x").retry == "safe"
+        refusal = leader.get("alone")
+        assert refusal.code in ("no_leader", "no_quorum") and refusal.retry == "safe"
+        assert other.name.encode() in refusal.body, "it does not say who is out of reach"
         assert leader.get("alone", "?level=stale").status in (200, 404)
         cluster.restart(other)
         assert cluster.leader().get("later").status == 404
+
+
+def test_killed_again_and_again_while_it_starts(tmp_path):
+    with Cluster(tmp_path, 1) as cluster:
+        server = cluster[1]
+        with Writers([server], 4) as writers:
+            writers.wait_for_more(100)
+            server.kill()
+            for seconds in (0.2, 0.3, 0.4, 0.5, 0.6, 0.7):
+                server.start(wait=False)
+                the_fault_lasts.wait(seconds)
+                server.kill()
+            server.start()
+            writers.gap_after(time.monotonic())
+        assert not writers.missing_in(cluster.data_of_each()["n1"])
 
 
 # Stops and restarts
@@ -283,31 +343,24 @@ def test_sigterm_under_load_ends_in_order(tmp_path):
     """Exit 0 within 5 s; each request gets an answer; leadership is handed over, so the next write waits for no election timeout."""
     with Cluster(tmp_path) as cluster:
         leader = cluster.leader()
-        cut_off, stopping = [], threading.Event()
+        codes = set()
 
         def write(number):
             client, count = Client(leader.address), 0
-            while not stopping.is_set():
-                answer, count = client.call("POST", f"/db/t{number}-{count}", b"x"), count + 1
-                if answer.status is None:
-                    if "refused" not in answer.body.decode().lower():
-                        cut_off.append((answer.body, count))
-                    return
-                if answer.status != 200:
-                    assert answer.code in ("stopping", "not_leader", "no_leader", "leadership_lost"), answer
-        threads = [threading.Thread(target=write, args=(number,)) for number in range(8)]
-        with Writers(cluster.followers(leader) + [leader], 4) as writers:
-            for thread in threads:
-                thread.start()
+            while (answer := client.call("POST", f"/db/t{number}-{count}", b"x")).status is not None:
+                codes.add(answer.code)
+                count += 1
+        with Writers([*cluster.followers(leader), leader], 4) as writers:
+            threads = in_threads(write, range(8))
             writers.wait_for_more(100)
             sent = time.monotonic()
             leader.signal(signal.SIGTERM)
             gap = writers.gap_after(sent)
             assert leader.exit_status(10) == 0
             took = time.monotonic() - sent
-        stopping.set()
         for thread in threads:
             thread.join()
+        assert codes <= {None, "stopping", "not_leader", "no_leader", "leadership_lost"}
         successor = cluster.leader()
         assert "hands leadership over" in successor.log()
         cluster.restart(leader)
@@ -315,9 +368,6 @@ def test_sigterm_under_load_ends_in_order(tmp_path):
         assert not writers.missing_in(data[leader.name])
         assert took < 5, took
         assert gap < 1.5, gap
-        # A connection that waits for its next request may be closed at any moment; nothing else may be.
-        assert [failure for failure in cut_off if b"RemoteDisconnected" not in failure[0] and b"Connection" not in failure[0]
-                and b"BrokenPipe" not in failure[0]] == []
 
 
 def test_sigterm_answers_what_is_in_flight(tmp_path):
@@ -327,9 +377,7 @@ def test_sigterm_answers_what_is_in_flight(tmp_path):
         followers = cluster.followers(leader)
         for follower in followers:
             follower.pause()
-        threads = [threading.Thread(target=lambda key=f"f{number}": answers.append(leader.put(key, b"x", timeout=15))) for number in range(8)]
-        for thread in threads:
-            thread.start()
+        threads = in_threads(lambda key: answers.append(leader.put(key, b"x", timeout=15)), [f"f{number}" for number in range(8)])
         wait_until(lambda: (leader.status() or {}).get("last_log_index", 0) >= leader.status()["commit_index"] + 8, "they are in flight", 5)
         leader.signal(signal.SIGTERM)
         assert leader.exit_status(5) == 0
@@ -386,11 +434,9 @@ def test_leader_paused_serves_no_stale_read_when_it_wakes(tmp_path):
                 leader.pause()
                 others = [server for server in cluster.servers if server is not leader]
                 successor = cluster.leader(others)
-                before = clients.reads_by[successor.name]
-                wait_until(lambda: clients.reads_by[successor.name] > before + 10, "the others go on")
+                clients.wait_for_reads(successor)
                 leader.resume()
-                before = clients.reads_by[leader.name]
-                wait_until(lambda: clients.reads_by[leader.name] > before + 10, "the old leader answers again")
+                clients.wait_for_reads(leader)
         assert clients.history.violations() == []
         cluster.wait_converged()
 
@@ -404,9 +450,8 @@ def test_all_paused_and_resumed_stay_linearizable(tmp_path):
                 the_fault_lasts.wait(seconds)
                 for server in cluster.servers:
                     server.resume()
-                before = len(clients.history.operations)
                 cluster.write(f"after{seconds:g}", b"x")
-                wait_until(lambda: len(clients.history.operations) > before + 30, "the clients go on")
+                clients.wait_for_more()
         assert clients.history.violations() == []
 
 

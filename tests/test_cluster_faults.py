@@ -1,4 +1,4 @@
-"""Real clusters on bad disks and among bad clients: full, failing and slow disks; idle, slow and hostile connections; no file handles left."""
+"""Real clusters on bad disks and among bad clients: full, failing, slow disks; idle, slow, hostile connections; no handles left."""
 
 import resource
 import shutil
@@ -6,10 +6,11 @@ import socket
 import subprocess
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
-from cluster import Client, Cluster, Writers, holds_for, needs_root, the_fault_lasts, wait_until
+from cluster import Client, Cluster, Writers, holds_for, in_threads, needs_root, the_fault_lasts, wait_until
 
 KIB = 1 << 10
 VALUE = bytes(range(256)) * 400  # 100 KiB: large enough to need new room on a disk
@@ -253,6 +254,42 @@ def test_slow_disk_of_a_follower_slows_nobody(tmp_path):
         cluster.wait_converged()
 
 
+def test_files_removed_under_a_running_server(tmp_path):
+    """SQLite goes on writing into a file that has no name any more: nothing may be acknowledged there."""
+    with Cluster(tmp_path, 1) as cluster:
+        server = cluster[1]
+        assert server.put("before", b"x").status == 200
+        for file in server.path.iterdir():
+            file.unlink()
+        assert server.put("after", b"x").status != 200
+
+
+def test_a_damaged_log_is_refused_and_the_cluster_goes_on(tmp_path):
+    """A flipped byte in the middle of the log: said at the start, in one line; the others lose nothing; a new server takes its place."""
+    with Cluster(tmp_path) as cluster:
+        leader = cluster.leader()
+        damaged = cluster.followers(leader)[0]
+        for number in range(50):
+            assert leader.put(f"k{number}", f"value-of-{number}".encode() * 20).status == 200
+        cluster.wait_converged()
+        assert damaged.terminate() == 0
+        data = bytearray((damaged.path / "raft.db").read_bytes())
+        at = data.index(b"value-of-25")
+        data[at] ^= 1
+        (damaged.path / "raft.db").write_bytes(data)
+        damaged.start(wait=False)
+        assert damaged.exit_status() == 1
+        last = damaged.log_of_this_start().splitlines()[-1]
+        assert last.startswith("raftd: ") and "damaged" in last and "raft.db" in last
+        assert leader.put("still", b"works").status == 200
+        for file in damaged.path.iterdir():
+            file.unlink()
+        assert leader.call("DELETE", f"/members/{damaged.name}").status == 200
+        damaged.start(join=leader)
+        data = cluster.data_of_each()
+        assert data["n1"] == data["n2"] == data["n3"] and len(data["n1"]) == 51
+
+
 # Clients that are many, slow or hostile
 
 
@@ -267,7 +304,8 @@ def open_sockets(server, count, greeting=b""):
     return sockets
 
 
-GREETINGS = {"idle": b"", "half a head": b"POST /db/x HTTP/1.1\r\nHost: x\r\n", "half a body": b"POST /db/x HTTP/1.1\r\nContent-Length: 1000\r\n\r\nhalf"}
+GREETINGS = {"idle": b"", "half a head": b"POST /db/x HTTP/1.1\r\nHost: x\r\n",
+             "half a body": b"POST /db/x HTTP/1.1\r\nContent-Length: 1000\r\n\r\nhalf"}
 
 
 @pytest.mark.parametrize("greeting", GREETINGS.values(), ids=GREETINGS)
@@ -297,7 +335,7 @@ def test_slow_bodies_take_no_thread(tmp_path):
             while not stopping.wait(0.1):
                 for slow in sockets:
                     slow.sendall(b"x")
-        thread = threading.Thread(target=trickle)
+        thread = threading.Thread(target=trickle, daemon=True)
         thread.start()
         with Writers([server], 2) as writers:
             writers.wait_for_more(200)
@@ -313,7 +351,7 @@ def test_slow_bodies_take_no_thread(tmp_path):
 @needs_strace
 @pytest.mark.slow
 def test_blocked_clients_do_not_keep_peers_out(tmp_path):
-    """300 idle connections and 64 clients whose writes wait for a slow disk, at every server: the leader stays, and who is honest is served."""
+    """300 idle connections at every server, and 64 clients whose writes wait for slow disks: no election, and who is honest is served."""
     with Cluster(tmp_path) as cluster:
         for server in cluster.servers:
             server.terminate()
@@ -334,9 +372,7 @@ def test_blocked_clients_do_not_keep_peers_out(tmp_path):
                 path = f"/db/{id(client)}-{count}?timeout=10s" if client.address == leader.address else "/db/x"
                 client.call("POST" if client.address == leader.address else "GET", path, b"x", timeout=15)
                 count += 1
-        threads = [threading.Thread(target=wait_for_writes, args=(client,)) for client in blocked]
-        for thread in threads:
-            thread.start()
+        threads = in_threads(wait_for_writes, blocked)
         for number in range(5):
             began = time.monotonic()
             assert leader.put(f"honest{number}", b"x").status == 200
@@ -354,7 +390,8 @@ def test_blocked_clients_do_not_keep_peers_out(tmp_path):
 def test_garbage_on_the_port_stops_nothing(tmp_path):
     garbage = [b"\0" * 1000, b"\r\n" * 1000, b"GET / HTTP/9.9\r\n\r\n", b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\n\r\n",
                b"GET / HTTP/1.1\r\nX: " + b"b" * (1 << 20) + b"\r\n\r\n", b"\x16\x03\x01" * 50, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-               b"POST /db/x HTTP/1.1\r\nContent-Length: 3\r\nContent-Length: 5\r\n\r\nabcde", b"POST /db/x HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
+               b"POST /db/x HTTP/1.1\r\nContent-Length: 3\r\nContent-Length: 5\r\n\r\nabcde",
+               b"POST /db/x HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
                b"POST /db/x HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\nabc",
                b"POST /db/x HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\nabc\r\n", b"DELETE /db/../../etc HTTP/1.1\r\n\r\n"]
     with Cluster(tmp_path, 1) as cluster:
@@ -380,7 +417,7 @@ def test_a_body_far_over_the_limit_is_refused_early(tmp_path):
         server = cluster[1]
 
         def rss():
-            pages = int((cluster.directory.__class__(f"/proc/{server.process.pid}/statm")).read_text().split()[1])
+            pages = int(Path(f"/proc/{server.process.pid}/statm").read_text().split()[1])
             return pages * resource.getpagesize()
         before = rss()
         (large,) = open_sockets(server, 1, b"POST /db/x HTTP/1.1\r\nContent-Length: 200000000\r\n\r\n")
