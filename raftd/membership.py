@@ -10,19 +10,22 @@ from raftd.raft.configuration import Member
 
 log = logging.getLogger(__name__)
 
+SILENCE_SECONDS = 5.0  # a new learner that has never answered, for so long, has failed to join
+
 
 def join(node, identify, name, address, voter, deadline):
     """Make the server *name* at ``HOST:PORT`` a member of the cluster, a learner first (thesis 4.2.1). May be repeated.
 
     ``identify(address)`` asks who answers there, before anything changes. Raises BadRequest when that is not *name*, or not a
-    server of this cluster; CommitTimeout while it catches up, when it is a learner; NotLeader; and what ``Node.propose`` raises.
+    server of this cluster, or never answers as a learner; CommitTimeout while it catches up; NotLeader; and what
+    ``Node.propose`` raises.
     """
     _check_leads(node)
     identity = _identity_at(node, identify, name, address)
     newcomer = Member(name, address, False, identity["id"])
     node.change_configuration(partial(_with_address, newcomer=newcomer, voter=voter), deadline)
     if voter and not node.look(lambda raft: raft.configuration.is_voter(name)):
-        _wait_until_caught_up(node, name, deadline)
+        _wait_until_caught_up(node, newcomer, deadline)
         node.change_configuration(partial(_promoted, newcomer=newcomer), deadline)
         log.info("joined peer=%s address=%s", name, address)
 
@@ -68,12 +71,15 @@ def _promoted(configuration, newcomer):
     return None if known.voter else configuration.promoted(newcomer.name)
 
 
-def _wait_until_caught_up(node, name, deadline):
+def _wait_until_caught_up(node, newcomer, deadline):
     """Rounds (thesis 4.2.1): each sends what the log had at its start. One shorter than an election timeout means it keeps up."""
+    name = newcomer.name
     while True:
         began, target = time.monotonic(), node.look(lambda raft: raft.log.last_index)
-        if not node.wait_until(partial(_has_or_nobody_asks, name, target), deadline):
-            raise CommitTimeout(f"{name} is a learner and still catching up; ask again")
+        while not node.wait_until(partial(_has_or_nobody_asks, name, target), min(deadline, time.monotonic() + 1)):
+            _remove_if_it_never_answered(node, newcomer)
+            if time.monotonic() >= deadline:
+                raise CommitTimeout(f"{name} is a learner and still catching up; ask again")
         _check_leads(node)
         if time.monotonic() - began < node.settings.election_timeout_seconds:
             return
@@ -81,6 +87,20 @@ def _wait_until_caught_up(node, name, deadline):
 
 def _has_or_nobody_asks(name, target, raft):
     return not raft.is_leader or name not in raft.configuration.members or raft.match_index(name) >= target
+
+
+def _remove_if_it_never_answered(node, newcomer):
+    """A join that fails must not leave a member behind."""
+    if node.look(lambda raft: raft.match_index(newcomer.name) > 0 or raft.silent_for(newcomer.name) < SILENCE_SECONDS):
+        return
+    log.warning("a new learner does not answer and is removed peer=%s", newcomer.name)
+    node.change_configuration(partial(_without_learner, newcomer=newcomer), time.monotonic() + SILENCE_SECONDS)
+    raise BadRequest(f"{newcomer.name} has not answered for {SILENCE_SECONDS:g} s; it did not join")
+
+
+def _without_learner(configuration, newcomer):
+    known = configuration.members.get(newcomer.name)
+    return configuration.without(newcomer.name) if known and known.id == newcomer.id and not known.voter else None
 
 
 def remove(node, name, deadline):

@@ -46,13 +46,14 @@ from raftd.errors import (
 from raftd.raft.configuration import Configuration, Configurations
 from raftd.raft.core import Raft
 from raftd.raft.log import Log
-from raftd.raft.messages import COMMAND, CONFIGURATION, InstallSnapshot
+from raftd.raft.messages import COMMAND, CONFIGURATION, InstallSnapshot, RequestVote
 from raftd.raft.roles import Candidate, Leader
 
 log = logging.getLogger(__name__)
 
 TRACE = 5  # below DEBUG: each RPC
 MAX_APPLY_BYTES = 1 << 20  # commands in one transaction of the state machine
+MAX_READY_LAG = 1000  # entries; a server further behind than that is not ready
 RETRY_SECONDS = 0.5  # between attempts to use a disk that has failed
 
 
@@ -527,8 +528,9 @@ class Node:
                 return f"no leader is known{self._lost_peers_locked()}"
             if raft.is_leader and raft.commit_index < raft.role.first_index:
                 return f"no entry of term {raft.term} is committed yet{self._lost_peers_locked()}"
-            if raft.last_applied < raft.commit_index - 10_000:
-                return f"catching up: {raft.last_applied} of {raft.commit_index} entries are applied"
+            known_commit = raft.commit_index if raft.is_leader else raft.role.leader_commit
+            if raft.last_applied < known_commit - MAX_READY_LAG:
+                return f"catching up: {raft.last_applied} of {known_commit} entries are applied"
             if self.name not in raft.configuration.members:
                 return "not a member of the cluster"
         return None
@@ -609,14 +611,14 @@ class Node:
     def admit(self, sender, configuration_index):
         """Refuse a stranger: raises Refusal.
 
-        Who is not in the configuration here may still be in a newer one that has not arrived yet, and must be heard then (thesis 4.1).
+        Who is not in the configuration here may still be in a newer one that has not arrived yet, and must be heard then (thesis
+        4.1). Up to the commit_index every configuration has arrived; what comes after may not be that which others have.
         """
         with self._lock:
-            self._admit_locked(sender, configuration_index)
+            self._admit_locked(sender, configuration_index, self._raft.commit_index)
 
-    def _admit_locked(self, sender, configuration_index):
-        raft = self._raft
-        if sender not in raft.configuration.members and configuration_index < raft.configurations.at(raft.commit_index)[0]:
+    def _admit_locked(self, sender, configuration_index, known):
+        if sender not in self._raft.configuration.members and configuration_index <= known:
             raise Refusal(f"{sender} is not a member of this cluster")
 
     def handle(self, sender, configuration_index, request):
@@ -624,7 +626,7 @@ class Node:
         with self._lock:
             if self._stopping.is_set() or self._silent:
                 raise Refusal(f"{self.name} is stopping" if self._stopping.is_set() else f"{self.name}: {self._silent}")
-            self._admit_locked(sender, configuration_index)
+            self._admit_locked(sender, configuration_index, self._known_configurations_locked(request))
             if request.term > self._raft.term + MAX_TERM_STEP:
                 raise Refusal(f"term {request.term} cannot be: it is {self._raft.term} here")
             self._raft.tick(time.monotonic())
@@ -635,6 +637,14 @@ class Node:
         if wants_chunk:
             self._store_chunk(answer)
         return answer.reply if future is None else self._wait_for_reply(answer, future)
+
+    def _known_configurations_locked(self, request):
+        """Up to where a stranger cannot be in a configuration that is news here.
+
+        A leader that its newest configuration leaves out leads until it is committed, and then asks another to (thesis 4.2.2).
+        """
+        commit_index = self._raft.commit_index
+        return commit_index if isinstance(request, RequestVote) else self._raft.configurations.at(commit_index)[0] - 1
 
     def _wait_for_reply(self, answer, future):
         """Half the time that the caller has; then the best answer that can be given."""

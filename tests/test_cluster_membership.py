@@ -18,6 +18,19 @@ pytestmark = pytest.mark.cluster
 LONGEST_WAIT_SECONDS = 1.0  # of a write while members come and go
 
 
+@pytest.fixture
+def new_server(tmp_path):
+    """Makes Servers that belong to no Cluster; they have ended after the test."""
+    made = []
+
+    def make(name, port, path=None):
+        made.append(Server(name, port, path or tmp_path / name, tmp_path / f"{name}-{len(made)}.log"))
+        return made[-1]
+    yield make
+    for server in made:
+        server.end()
+
+
 @pytest.fixture(scope="module")
 def three(tmp_path_factory):
     """A cluster that tests share which must not change anything in it."""
@@ -254,26 +267,26 @@ def files(path):
     return sorted(file.name for file in path.iterdir()) if path.exists() else None
 
 
-def test_a_joiner_whose_port_is_busy_is_no_member_and_leaves_no_files(three, tmp_path):
+def test_a_joiner_whose_port_is_busy_is_no_member_and_leaves_no_files(three, new_server):
     """In the original it stayed a member."""
     before = view(three)
     with socket.create_server(("127.0.0.1", 0)) as busy:
-        joiner = Server("n9", busy.getsockname()[1], tmp_path / "n9", tmp_path / "n9.log").start(join=three.leader(), wait=False)
+        joiner = new_server("n9", busy.getsockname()[1]).start(join=three.leader(), wait=False)
         assert joiner.exit_status() == 1
     assert "cannot listen" in joiner.log() and "Traceback" not in joiner.log()
     assert (files(joiner.path), view(three)) == (None, before)
 
 
-def test_a_joiner_that_finds_nobody_leaves_no_files(tmp_path):
-    joiner = Server("n9", free_port(), tmp_path / "n9", tmp_path / "n9.log").start(join=f"127.0.0.1:{free_port()}", wait=False)
+def test_a_joiner_that_finds_nobody_leaves_no_files(new_server):
+    joiner = new_server("n9", free_port()).start(join=f"127.0.0.1:{free_port()}", wait=False)
     assert joiner.exit_status() == 1
     assert "nobody to join" in joiner.log() and "Traceback" not in joiner.log()
     assert files(joiner.path) is None
 
 
-def test_the_name_of_a_member_with_other_files_is_refused(three, tmp_path):
+def test_the_name_of_a_member_with_other_files_is_refused(three, new_server):
     before = view(three)
-    joiner = Server("n2", free_port(), tmp_path / "n2", tmp_path / "n2.log").start(join=three.leader(), wait=False)
+    joiner = new_server("n2", free_port()).start(join=three.leader(), wait=False)
     assert joiner.exit_status() == 1
     assert "DELETE /members/n2" in joiner.log() and "Traceback" not in joiner.log()
     assert (files(joiner.path), view(three)) == (None, before)
@@ -342,7 +355,8 @@ def test_a_joiner_that_dies_for_good_is_not_counted(tmp_path):
         with ThreadingHTTPServer(("127.0.0.1", 0), Ghost) as ghost, Writers([first], 2, pause=0.01) as writers:
             threading.Thread(target=ghost.serve_forever, daemon=True).start()
             try:
-                answer = join(first, "ghost", f"127.0.0.1:{ghost.server_port}")
+                body = json.dumps({"name": "ghost", "connectionString": f"http://127.0.0.1:{ghost.server_port}"})
+                answer = first.call("POST", "/join?timeout=7s", body, timeout=20)
             finally:
                 ghost.shutdown()
             writers.wait_for_more(20)
@@ -368,18 +382,18 @@ def test_join_while_the_leader_dies(tmp_path):
 # Data paths and processes that do not belong
 
 
-def test_a_second_process_on_one_data_path_is_refused(three, tmp_path):
+def test_a_second_process_on_one_data_path_is_refused(three, new_server):
     """In the original both answered, and nothing was left."""
-    second = Server("n1", free_port(), three[1].path, tmp_path / "second.log").start(wait=False)
+    second = new_server("n1", free_port(), three[1].path).start(wait=False)
     assert second.exit_status() == 1
     assert "in use by another raftd process" in second.log() and "Traceback" not in second.log()
     assert three[1].get("x").status in (200, 404)
     assert three.leader().put("still", b"works").status == 200
 
 
-def test_a_path_that_is_a_file_is_refused(tmp_path):
+def test_a_path_that_is_a_file_is_refused(tmp_path, new_server):
     (tmp_path / "file").write_bytes(b"precious")
-    server = Server("n1", free_port(), tmp_path / "file", tmp_path / "log").start(wait=False)
+    server = new_server("n1", free_port(), tmp_path / "file").start(wait=False)
     assert server.exit_status() == 1
     assert "is not a directory" in server.log() and "Traceback" not in server.log()
     assert (tmp_path / "file").read_bytes() == b"precious"

@@ -71,6 +71,7 @@ class Raft:
 
     NO_MAJORITY = "no majority answers"  # the ``reason`` of a leader that stepped down by CheckQuorum
     MAX_WRITE_BYTES = 4 << 20  # commands in one write, at least one entry
+    SLOWEST_DISK_BYTES_PER_SECOND = 8 << 20  # a large write may take as much longer
     MAX_COMPACTED_ENTRIES = 1000  # forgotten in one write
     SNAPSHOT_PATIENCE_SECONDS = 30.0  # a snapshot for a peer that has been silent for so long is given up
     NOTICE_SECONDS = 0.005  # a new commit_index waits this long for a request with entries to carry it to a peer
@@ -90,7 +91,7 @@ class Raft:
         self._base_saved = True
         self._compact_to = log.snapshot_index  # where compaction is going, a step with each write
         self._unsaved_from = log.last_index + 1
-        self._saving_since = None
+        self._saving_since, self._saving_seconds = None, 0.0  # when the write under way began, and how long it may take
         self._answers = []
         self._retry_at = {}  # peers that did not answer, and when to try again
         self._timer = now
@@ -143,7 +144,7 @@ class Raft:
         self._timer = self.now + timeout * (1 + self._random.random())
 
     def _disk_is_stalled(self):
-        return self._saving_since is not None and self.now - self._saving_since > self._settings.election_timeout_seconds
+        return self._saving_since is not None and self.now - self._saving_since > self._saving_seconds
 
     def _check_leadership(self):
         """CheckQuorum (thesis 6.2): who hears no majority for an election timeout leads no longer. A stalled disk counts as failure."""
@@ -447,6 +448,7 @@ class Raft:
             self._log_changed_from(first_new)
         last_new = request.prev_log_index + len(request.entries)
         self.role.matched_index = max(self.role.matched_index, last_new)
+        self.role.leader_commit = max(self.role.leader_commit, request.leader_commit)
         self.commit_index = max(self.commit_index, min(request.leader_commit, last_new))
 
     def _appended_reply(self, request, matched):
@@ -601,6 +603,10 @@ class Raft:
         """How far *peer* is known to have this leader's log on disk; 0 when this server does not lead or know it."""
         return self.role.progress[peer].match_index if self.is_leader and peer in self.role.progress else 0
 
+    def silent_for(self, peer):
+        """Seconds since *peer* last answered this leader; 0 when this server does not lead or know it."""
+        return self.now - self.role.progress[peer].last_heard if self.is_leader and peer in self.role.progress else 0.0
+
     def has_data_for(self, peer):
         """True if ``data_for(peer)`` has something now. A peer that did not answer gets data once it has answered something small."""
         if not self.is_leader or peer not in self.role.progress or peer in self._retry_at \
@@ -747,6 +753,8 @@ class Raft:
         base = None if self._base_saved else self.base
         unsaved = Unsaved(hard_state, base, self._unsaved_from, entries)
         self._base_saved, self._unsaved_from, self._saving_since = True, unsaved.last_index + 1, self.now
+        size = sum(len(entry.command) for entry in entries)
+        self._saving_seconds = self._settings.election_timeout_seconds + size / self.SLOWEST_DISK_BYTES_PER_SECOND
         return unsaved
 
     def _compact_a_step(self):

@@ -27,6 +27,7 @@ class Follower:
 
     last_heard     when the leader was last heard, on the clock that ``tick`` tells
     matched_index  up to here the log is known to be that of ``leader_id``
+    leader_commit  the newest commit_index it told
     reads          reads to ask the leader about
     asked, asking  those of the request under way, and that request
     """
@@ -34,6 +35,7 @@ class Follower:
     leader_id: str | None = None
     last_heard: float = -math.inf
     matched_index: int = 0
+    leader_commit: int = 0
     reads: list[Read] = field(default_factory=list)
     asked: list[Read] = field(default_factory=list)
     asking: ReadIndex | None = None

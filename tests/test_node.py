@@ -1,0 +1,855 @@
+"""The runtime around the core: threads, batches, deadlines, failures. Storage, transport and state machine are in memory."""
+
+import hashlib
+import pickle
+import threading
+import time
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from cluster import holds_for, the_fault_lasts, wait_until
+from raftd.config import Settings
+from raftd.errors import (
+    BadRequest, CommitTimeout, DamagedFiles, Discarded, LeadershipLost, NoLeader, NoQuorum, NotFound, NotLeader, Overloaded,
+    PeerUnreachable, RaftdError, Refusal, StorageFailed, Stopping,
+)
+from raftd.node import Node
+from raftd.raft.configuration import Configuration, Member
+from raftd.raft.core import Base
+from raftd.raft.messages import AppendEntries, HardState, InstallSnapshot, RequestVote, TimeoutNow
+from raftd.storage import Identity, Saved
+
+FAST = Settings(heartbeat_seconds=0.05, election_timeout_seconds=0.3, rpc_timeout_seconds=0.25)
+TINY = replace(FAST, compact_entries=10, keep_entries=5, snapshot_chunk_bytes=100, max_append_bytes=50)
+PATIENT = Settings(heartbeat_seconds=0.05, election_timeout_seconds=2, rpc_timeout_seconds=0.25)  # a disk may be held for a while
+
+
+class MemoryStorage:
+    """A disk that can be slow (``ready`` cleared), and fail (``failure``, and then reopen too)."""
+
+    def __init__(self, name, members):
+        self.identity = Identity(name, f"id-{name}", "cluster")
+        self.hard_state, self.base = HardState(0, None), Base(0, 0, Configuration(members))
+        self.entries, self.saves, self.reopened, self.closed = [], [], 0, False
+        self.ready, self.reached = threading.Event(), threading.Event()
+        self.failure, self.fails_after_writing = None, False
+        self.ready.set()
+
+    def load(self):
+        return Saved(self.hard_state, self.base, list(self.entries))
+
+    def save(self, unsaved):
+        self.reached.set()
+        self.ready.wait()
+        if self.failure and not self.fails_after_writing:
+            raise self.failure
+        self.hard_state = unsaved.hard_state or self.hard_state
+        self.entries = [entry for entry in self.entries if entry.index < unsaved.log_from] + list(unsaved.entries)
+        if unsaved.base:
+            self.base, self.entries = unsaved.base, [entry for entry in self.entries if entry.index > unsaved.base.index]
+        if self.failure:
+            raise self.failure
+        self.saves.append(unsaved)
+
+    def reopen(self):
+        if self.failure:
+            raise self.failure
+        self.reopened += 1
+
+    def close(self):
+        self.closed = True
+
+
+class MemorySnapshot:
+    def __init__(self, machine):
+        self._data = pickle.dumps((machine.position, machine.commands))
+        self.index, self.term, self.configuration = machine.position.index, machine.position.term, machine.position.configuration
+        self.size, self.sha256 = len(self._data), hashlib.sha256(self._data).digest()
+
+    def read(self, offset, length):
+        return self._data[offset:offset + length]
+
+    def close(self):
+        pass
+
+
+class MemoryIncoming:
+    def __init__(self, size, sha256):
+        self.size, self.sha256, self.data = size, sha256, b""
+
+    @property
+    def next_offset(self):
+        return len(self.data)
+
+    @property
+    def complete(self):
+        return len(self.data) == self.size
+
+    def write(self, offset, data):
+        if offset == len(self.data):
+            self.data += data
+
+
+class Machine:
+    """A state machine that keeps its commands. ``read(None)`` gives them; it too can be slow, and fail."""
+
+    def __init__(self):
+        self.position = SimpleNamespace(index=0, term=0, configuration=b"[]", installed_index=0)
+        self.commands, self.batches, self.closed, self.chunks = [], [], False, 0
+        self.ready, self.reached = threading.Event(), threading.Event()
+        self.failure = self._incoming = None
+        self.ready.set()
+
+    def apply(self, batch, index, term, configuration):
+        self.reached.set()
+        self.ready.wait()
+        if self.failure:
+            raise self.failure
+        assert index > self.position.index, "applied twice"
+        self.commands = self.commands + [command for _, command in batch]
+        self.batches.append(batch)
+        self.position = SimpleNamespace(index=index, term=term, configuration=configuration, installed_index=self.position.installed_index)
+        return [command.upper() for _, command in batch]
+
+    def read(self, query):
+        return self.commands
+
+    def checkpoint(self):
+        if self.failure:
+            raise self.failure
+        return self.position.index
+
+    def snapshot(self, go_on=lambda: None):
+        return MemorySnapshot(self)
+
+    def receive(self, index, term, size, sha256):
+        if self._incoming is None or self._incoming.sha256 != sha256:
+            self._incoming = MemoryIncoming(size, sha256)
+        self.chunks += 1
+        return self._incoming
+
+    def install(self, incoming):
+        assert hashlib.sha256(incoming.data).digest() == incoming.sha256
+        self.position, self.commands = pickle.loads(incoming.data)
+        self.position.installed_index = self.position.index
+
+    def close(self):
+        self.closed = True
+
+
+class Wires:
+    """Carries requests between nodes. ``lose(sender, receiver, request)`` says what is lost: "request", "reply" or nothing."""
+
+    def __init__(self):
+        self.nodes, self.lose, self.carried = {}, lambda *_: None, defaultdict(int)
+        self.ready, self.reached = threading.Event(), threading.Event()
+        self.ready.set()
+
+    def cut(self, *names):
+        """No request passes to or from the servers of *names*; no names: all pass again."""
+        self.lose = lambda sender, receiver, request: "request" if sender in names or receiver in names else None
+
+    def transport(self, name):
+        return SimpleNamespace(connection=lambda lane: SimpleNamespace(
+            call=lambda member, request, index: self._call(name, member, request, index), interrupt=lambda: None, close=lambda: None),
+            identify=self._identify)
+
+    def _call(self, sender, member, request, configuration_index):
+        self.reached.set()
+        self.ready.wait()
+        lost = self.lose(sender, member.name, request)
+        if lost == "request" or member.name not in self.nodes:
+            raise PeerUnreachable(f"{member.name}: lost")
+        try:
+            reply = self.nodes[member.name].handle(sender, configuration_index, request)
+        except Refusal as refusal:
+            raise PeerUnreachable(str(refusal)) from refusal
+        self.carried[type(request)] += 1
+        if lost == "reply":
+            raise PeerUnreachable(f"{member.name}: the reply is lost")
+        return reply
+
+    def _identify(self, address):
+        node = next((node for node in self.nodes.values() if node.address == address), None)
+        if node is None:
+            raise PeerUnreachable(f"nobody at {address}")
+        return node.identity()
+
+
+class Group:
+    """Nodes n1, n2, ... that are a cluster from the start."""
+
+    def __init__(self, size, settings):
+        self.wires, self.storages, self.machines, self.nodes, self.failures = Wires(), {}, {}, {}, []
+        members = {f"n{number}": Member(f"n{number}", f"host:{number}", True, f"id-n{number}") for number in range(1, size + 1)}
+        for name in members:
+            self.add(name, members, settings)
+
+    def add(self, name, members=None, settings=FAST):
+        if name not in self.storages:
+            self.storages[name], self.machines[name] = MemoryStorage(name, members or {}), Machine()
+        node = Node(name, f"host:{name[1:]}", self.storages[name], self.wires.transport(name), self.machines[name], settings,
+                    self.failures.append)
+        self.nodes[name] = self.wires.nodes[name] = node
+        return node.start()
+
+    def __getitem__(self, number):
+        return self.nodes[f"n{number}"]
+
+    def leader(self, among=None):
+        def find():
+            return next((node for node in among or self.nodes.values()
+                         if node.not_ready() is None and node.status()["role"] == "leader"), None)
+        return wait_until(find, "somebody leads")
+
+    def followers(self, leader=None):
+        leader = leader or self.leader()
+        return [node for node in self.nodes.values() if node is not leader]
+
+    def commands_everywhere(self):
+        """What every state machine has, once they all have the same."""
+        def same():
+            indexes = {machine.position.index for machine in self.machines.values()} | {
+                node.status()["last_log_index"] for node in self.nodes.values()}
+            return len(indexes) == 1
+        wait_until(same, "all have applied the same")
+        first, *others = [machine.commands for machine in self.machines.values()]
+        assert all(other == first for other in others)
+        return first
+
+    def stop(self):
+        self.wires.ready.set()
+        for storage, machine in zip(self.storages.values(), self.machines.values(), strict=True):
+            storage.ready.set(), machine.ready.set()
+        for node in self.nodes.values():
+            node.stop()
+
+
+@contextmanager
+def group(size=3, settings=FAST):
+    """A Group; afterwards all of its threads have ended, and none has failed."""
+    before = set(threading.enumerate())
+    nodes = Group(size, settings)
+    try:
+        yield nodes
+    finally:
+        nodes.stop()
+    assert [thread.name for thread in threading.enumerate() if thread not in before and thread.name.startswith(
+        ("election", "log-", "applier", "to-"))] == []
+    assert nodes.failures == []
+
+
+@contextmanager
+def clients(count):
+    with ThreadPoolExecutor(count) as pool:
+        yield pool
+
+
+# Writes and reads
+
+
+def test_a_write_is_applied_on_all_in_order_and_answers_what_the_machine_said():
+    with group() as nodes:
+        leader = nodes.leader()
+        applied = [leader.propose(b"a%d" % number, 5) for number in range(20)]
+        assert [answer.result for answer in applied] == [b"A%d" % number for number in range(20)]
+        assert [answer.index for answer in applied] == sorted({answer.index for answer in applied})
+        assert nodes.commands_everywhere() == [b"a%d" % number for number in range(20)]
+
+
+def test_a_follower_refuses_writes_and_names_the_leader():
+    with group() as nodes:
+        leader = nodes.leader()
+        for follower in nodes.followers(leader):
+            wait_until(follower.leader, "it knows the leader")
+            with pytest.raises(NotLeader) as refusal:
+                follower.propose(b"a", 5)
+            assert refusal.value.leader == f"http://{leader.address}"
+
+
+def test_a_linearizable_read_anywhere_sees_every_answered_write():
+    with group() as nodes:
+        leader = nodes.leader()
+        for number in range(30):
+            leader.propose(b"%d" % number, 5)
+            for node in nodes.nodes.values():
+                assert len(node.read(None, timeout=5)) == number + 1
+
+
+def test_min_index_waits_until_that_entry_is_applied_here():
+    with group() as nodes:
+        leader = nodes.leader()
+        follower = nodes.followers(leader)[0]
+        machine = nodes.machines[follower.name]
+        machine.ready.clear()
+        index = leader.propose(b"a", 5).index
+        with pytest.raises(NoQuorum):
+            follower.read(None, "stale", index, 0.1)
+        with clients(1) as pool:
+            read = pool.submit(follower.read, None, "stale", index, 10)
+            machine.ready.set()
+            assert read.result() == [b"a"]
+
+
+def test_concurrent_proposals_share_a_save_and_a_transaction():
+    """Group commit: one fsync, one request to a peer and one transaction for all that have piled up."""
+    with clients(300) as pool, group(settings=PATIENT) as nodes:
+        leader = nodes.leader()
+        storage, machine = nodes.storages[leader.name], nodes.machines[leader.name]
+        for other in nodes.storages.values():
+            other.ready.clear()
+        before = leader.status()["last_log_index"]
+        writes = [pool.submit(leader.propose, b"%d" % number, 20) for number in range(300)]
+        wait_until(lambda: leader.status()["last_log_index"] == before + 300, "all are in the log")
+        saves, batches = len(storage.saves), len(machine.batches)
+        for other in nodes.storages.values():
+            other.ready.set()
+        assert len({write.result().index for write in writes}) == 300
+        assert len(storage.saves) - saves <= 5
+        assert len(machine.batches) - batches <= 10
+        assert sorted(nodes.commands_everywhere()) == sorted(b"%d" % number for number in range(300))
+
+
+def test_a_group_of_one_batches_too():
+    with clients(200) as pool, group(1, PATIENT) as nodes:
+        leader, storage, machine = nodes.leader(), nodes.storages["n1"], nodes.machines["n1"]
+        storage.ready.clear()
+        writes = [pool.submit(leader.propose, b"%d" % number, 20) for number in range(200)]
+        wait_until(lambda: leader.status()["last_log_index"] >= 201, "all are in the log")
+        saves, batches = len(storage.saves), len(machine.batches)
+        storage.ready.set()
+        assert len({write.result().index for write in writes}) == 200
+        assert len(storage.saves) - saves <= 3
+        assert len(machine.batches) - batches <= 5
+
+
+def test_nothing_is_written_while_nothing_happens():
+    with group() as nodes:
+        nodes.leader().propose(b"a", 5)
+        nodes.commands_everywhere()
+        before = {name: len(storage.saves) for name, storage in nodes.storages.items()}
+        holds_for(1, lambda: {name: len(storage.saves) for name, storage in nodes.storages.items()} == before, "no save")
+
+
+# The lock
+
+
+@pytest.mark.parametrize("what", ["storage", "machine", "wires"])
+def test_nobody_waits_for_a_disk_or_a_peer_who_need_not(what):
+    """The lock is never held across I/O: status, headers and stale reads answer while a save, a transaction or an RPC takes for ever."""
+    with clients(2) as pool, group(1 if what != "wires" else 3) as nodes:
+        leader = nodes.leader()
+        leader.propose(b"before", 5)
+        slow = {"storage": nodes.storages, "machine": nodes.machines}.get(what, {}).get(leader.name, nodes.wires)
+        slow.ready.clear(), slow.reached.clear()
+        write = pool.submit(leader.propose, b"a", 10)
+        assert slow.reached.wait(10)
+
+        def ask():
+            for _ in range(20):
+                assert leader.status()["name"] == leader.name
+                assert leader.headers()["X-Raft-Node"] == leader.name
+                assert leader.read(None, "stale") == [b"before"]
+                leader.members(), leader.leader(), leader.not_ready()
+        try:
+            pool.submit(ask).result(5)
+        finally:
+            slow.ready.set()
+        write.exception()
+
+
+# Bounds and deadlines
+
+
+def test_too_many_waiting_writes_are_refused_at_once():
+    settings = replace(PATIENT, max_waiting_writes=10)
+    with clients(10) as pool, group(1, settings) as nodes:
+        leader, storage = nodes.leader(), nodes.storages["n1"]
+        storage.ready.clear()
+        writes = [pool.submit(leader.propose, b"%d" % number, 20) for number in range(10)]
+        wait_until(lambda: leader.status()["last_log_index"] >= 11, "ten wait")
+        began = time.monotonic()
+        with pytest.raises(Overloaded):
+            leader.propose(b"one too many", 20)
+        assert time.monotonic() - began < 1
+        storage.ready.set()
+        assert len({write.result().index for write in writes}) == 10
+        assert leader.propose(b"again", 5).result == b"AGAIN"
+        assert b"one too many" not in nodes.commands_everywhere()
+
+
+def test_too_many_waiting_bytes_are_refused():
+    settings = replace(PATIENT, max_waiting_bytes=1000)
+    with clients(1) as pool, group(1, settings) as nodes:
+        leader, storage = nodes.leader(), nodes.storages["n1"]
+        storage.ready.clear()
+        write = pool.submit(leader.propose, bytes(900), 20)
+        wait_until(lambda: leader.status()["last_log_index"] >= 2, "it waits")
+        with pytest.raises(Overloaded):
+            leader.propose(bytes(200), 20)
+        storage.ready.set()
+        write.result()
+        leader.propose(bytes(900), 5)
+
+
+def test_a_write_that_is_not_committed_in_time_says_perhaps():
+    with group() as nodes:
+        leader = nodes.leader()
+        nodes.wires.lose = lambda sender, receiver, request: "request" if getattr(request, "entries", ()) else None
+        began = time.monotonic()
+        with pytest.raises(CommitTimeout) as failure:
+            leader.propose(b"late", 0.3)
+        assert 0.3 <= time.monotonic() - began < 1.5
+        assert failure.value.retry == "maybe"
+        nodes.wires.cut()
+        assert nodes.commands_everywhere() == [b"late"]
+
+
+def test_reads_without_a_leader_end_in_time():
+    with group() as nodes:
+        nodes.leader()
+        nodes.wires.cut("n1", "n2", "n3")
+        wait_until(lambda: all(node.leader() is None for node in nodes.nodes.values()), "nobody leads")
+        for node in nodes.nodes.values():
+            began = time.monotonic()
+            with pytest.raises((NoLeader, NoQuorum)) as refusal:
+                node.read(None, timeout=30)
+            assert refusal.value.retry == "safe"
+            assert time.monotonic() - began < 2 * 2 * FAST.election_timeout_seconds
+            assert node.read(None, "stale") == []
+            assert node.not_ready()
+        nodes.wires.cut()
+
+
+# Leaders that are deposed
+
+
+def test_a_leader_that_is_cut_off_fails_what_waits():
+    """CheckQuorum: within two election timeouts it leads no longer, and says so to writes and reads, naming who is out of reach."""
+    with clients(2) as pool, group() as nodes:
+        leader = nodes.leader()
+        nodes.wires.cut(leader.name)
+        began = time.monotonic()
+        write, read = pool.submit(leader.propose, b"lost", 20), pool.submit(leader.read, None, timeout=20)
+        with pytest.raises(LeadershipLost):
+            write.result()
+        with pytest.raises((NoQuorum, NoLeader)) as refusal:
+            read.result()
+        assert all(follower.name in str(refusal.value) for follower in nodes.followers(leader))
+        assert time.monotonic() - began < 6 * FAST.election_timeout_seconds
+        successor = nodes.leader(nodes.followers(leader))
+        successor.propose(b"kept", 5)
+        nodes.wires.cut()
+        assert nodes.commands_everywhere() == [b"kept"]
+
+
+def depose(nodes, leader, successor):
+    """Make *successor* stand for election, as if *leader* had asked it to."""
+    successor.handle(leader.name, 0, TimeoutNow(leader.status()["term"], leader.name))
+    wait_until(lambda: successor.status()["role"] == "leader", "it leads")
+
+
+def test_an_entry_that_is_overwritten_is_certainly_not_applied():
+    with clients(1) as pool, group() as nodes:
+        leader = nodes.leader()
+        nodes.wires.lose = lambda sender, _, request: "request" if sender == leader.name and getattr(request, "entries", ()) else None
+        last = leader.status()["last_log_index"]
+        write = pool.submit(leader.propose, b"lost", 20)
+        wait_until(lambda: leader.status()["last_log_index"] > last, "it is in the log")
+        successor = nodes.followers(leader)[0]
+        depose(nodes, leader, successor)
+        with pytest.raises(Discarded) as failure:
+            write.result()
+        assert failure.value.retry == "safe"
+        nodes.wires.cut()
+        successor.propose(b"kept", 5)
+        assert nodes.commands_everywhere() == [b"kept"]
+
+
+def test_an_entry_that_the_next_leader_commits_is_answered_as_applied():
+    with clients(1) as pool, group() as nodes:
+        leader = nodes.leader()
+        nodes.wires.lose = lambda sender, _, request: "reply" if sender == leader.name and getattr(request, "entries", ()) else None
+        write = pool.submit(leader.propose, b"kept", 20)
+        successor = nodes.followers(leader)[0]
+        wait_until(lambda: nodes.storages[successor.name].entries[-1].command == b"kept", "the other has it")
+        depose(nodes, leader, successor)
+        assert write.result().result == b"KEPT"
+        nodes.wires.cut()
+        assert nodes.commands_everywhere() == [b"kept"]
+
+
+def test_leadership_is_handed_over():
+    with group() as nodes:
+        for target in ("n2", "n3", "n1"):
+            leader = nodes.leader()
+            if leader.name != target:
+                assert leader.transfer_leadership(target, 5)["name"] == target
+        assert nodes.leader() is nodes[1]
+        with pytest.raises(NotFound):
+            nodes[1].transfer_leadership("nobody", 5)
+        with pytest.raises(NotLeader):
+            nodes[2].transfer_leadership("n3", 5)
+
+
+def test_leadership_is_kept_when_the_successor_does_not_answer():
+    with group() as nodes:
+        leader = nodes.leader()
+        deaf, other = nodes.followers(leader)
+        nodes.wires.cut(deaf.name)
+        with pytest.raises(NoQuorum):
+            leader.transfer_leadership(deaf.name, 5)
+        assert leader.propose(b"still", 5).result == b"STILL"
+        nodes.wires.cut()
+
+
+def test_a_late_or_repeated_request_cuts_nothing_off():
+    """The original cut acknowledged entries off a follower's log when an older AppendEntries arrived after a newer one."""
+    with group() as nodes:
+        leader, seen = nodes.leader(), []
+        nodes.wires.lose = lambda _, receiver, request: seen.append((receiver, request))
+        for number in range(10):
+            leader.propose(b"%d" % number, 5)
+        nodes.commands_everywhere()
+        before = {name: list(storage.entries) for name, storage in nodes.storages.items()}
+        for receiver, request in reversed([entry for entry in seen if isinstance(entry[1], AppendEntries)]):
+            nodes.nodes[receiver].handle(leader.name, 0, request)
+        assert {name: nodes.nodes[name].status()["last_log_index"] for name in before} == {
+            name: entries[-1].index for name, entries in before.items()}
+        leader.propose(b"again", 5)
+        assert nodes.commands_everywhere() == [b"%d" % number for number in range(10)] + [b"again"]
+        assert all(nodes.storages[name].entries[:len(entries)] == entries for name, entries in before.items())
+
+
+# Disks that fail
+
+
+def test_a_failed_save_fails_the_write_and_the_node_comes_back_by_itself():
+    with group(1) as nodes:
+        node, storage = nodes.leader(), nodes.storages["n1"]
+        node.propose(b"before", 5)
+        storage.failure = StorageFailed("the disk is full", full=True)
+        with pytest.raises(StorageFailed) as failure:
+            node.propose(b"lost", 5)
+        assert (failure.value.status, failure.value.retry) == (507, "maybe")
+        with pytest.raises(RaftdError):
+            node.propose(b"refused", 5)
+        with pytest.raises(StorageFailed):
+            node.read(None)
+        assert node.read(None, "stale") == [b"before"]
+        assert "full" in node.not_ready()
+        storage.failure = None
+        wait_until(lambda: node.not_ready() is None, "it is back")
+        assert storage.reopened > 0, "the file was not opened again after a failed save"
+        node.propose(b"after", 5)
+        assert nodes.machines["n1"].commands == [b"before", b"after"]
+
+
+def test_a_save_that_failed_may_have_happened():
+    """Then the entry is in the file that is read again, is committed, and was answered with "maybe"."""
+    with group(1) as nodes:
+        node, storage = nodes.leader(), nodes.storages["n1"]
+        storage.failure, storage.fails_after_writing = StorageFailed("an I/O error"), True
+        with pytest.raises(StorageFailed):
+            node.propose(b"perhaps", 5)
+        storage.failure = None
+        wait_until(lambda: node.not_ready() is None, "it is back")
+        assert node.read(None) == [b"perhaps"]
+
+
+def test_a_leader_whose_log_fails_is_silent_and_another_leads():
+    with group() as nodes:
+        leader = nodes.leader()
+        leader.propose(b"before", 5)
+        nodes.storages[leader.name].failure = StorageFailed("an I/O error")
+        with pytest.raises(StorageFailed):
+            leader.propose(b"lost", 5)
+        with pytest.raises(Refusal):
+            leader.handle("n1", 0, RequestVote(99, "n1", 99, 99, True))
+        successor = nodes.leader(nodes.followers(leader))
+        successor.propose(b"kept", 5)
+        nodes.storages[leader.name].failure = None
+        commands = nodes.commands_everywhere()  # the peers may have had what its own disk refused: "maybe"
+        assert commands in ([b"before", b"kept"], [b"before", b"lost", b"kept"])
+
+
+def test_a_stalled_save_ends_leadership():
+    """A disk that answers nothing is a failure too: no heartbeat may go on in its name."""
+    with clients(1) as pool, group() as nodes:
+        leader = nodes.leader()
+        nodes.storages[leader.name].ready.clear()
+        write = pool.submit(leader.propose, b"a", 20)
+        successor = nodes.leader(nodes.followers(leader))
+        assert leader.status()["role"] != "leader"
+        successor.propose(b"b", 5)
+        nodes.storages[leader.name].ready.set()
+        try:
+            write.result()
+        except RaftdError as error:
+            assert error.retry in ("maybe", "safe")
+        assert b"b" in nodes.commands_everywhere()
+
+
+def test_a_state_that_cannot_be_written_is_tried_again_and_not_applied_twice():
+    with group() as nodes:
+        leader = nodes.leader()
+        machine = nodes.machines[leader.name]
+        machine.failure = StorageFailed("no room", full=True)
+        with pytest.raises(StorageFailed):
+            leader.propose(b"a", 5)
+        successor = nodes.leader(nodes.followers(leader))
+        successor.propose(b"b", 5)
+        assert leader.not_ready()
+        machine.failure = None
+        assert nodes.commands_everywhere() == [b"a", b"b"]
+
+
+def test_a_vote_does_not_leave_before_it_is_durable():
+    with group() as nodes:
+        leader = nodes.leader()
+        voter, candidate = nodes.followers(leader)
+        storage = nodes.storages[voter.name]
+        term = leader.status()["term"]
+        last = storage.entries[-1]
+        storage.ready.clear()
+        with pytest.raises(Refusal):
+            voter.handle(candidate.name, 0, RequestVote(term + 1, candidate.name, last.index + 100, last.term, False, True))
+        assert storage.hard_state.term == term
+        storage.ready.set()
+        wait_until(lambda: storage.hard_state.term > term, "it is durable now")
+
+
+def test_an_unforeseen_failure_of_a_thread_is_reported():
+    nodes = Group(1, FAST)
+    try:
+        nodes.leader()
+        nodes.machines["n1"].failure = ValueError("this command is unknown")
+        with pytest.raises(RaftdError):
+            nodes[1].propose(b"a", 5)
+        wait_until(lambda: nodes.failures, "it is reported")
+        assert str(nodes.failures[0]) == "this command is unknown"
+    finally:
+        nodes.stop()
+
+
+# Restarts
+
+
+def test_a_node_goes_on_where_its_files_are():
+    with group() as nodes:
+        nodes.leader().propose(b"a", 5)
+        nodes.commands_everywhere()
+        term = nodes.leader().status()["term"]
+        for node in list(nodes.nodes.values()):
+            node.stop()
+        for name in list(nodes.nodes):
+            nodes.add(name)
+        assert nodes.leader().status()["term"] > term
+        assert nodes.leader().read(None) == [b"a"]
+        nodes.leader().propose(b"b", 5)
+        assert nodes.commands_everywhere() == [b"a", b"b"]
+
+
+def test_a_state_ahead_of_its_log_is_refused():
+    """Then one of the two files has lost something that the other relies on."""
+    with group(1) as nodes:
+        nodes.leader().propose(b"a", 5)
+        nodes[1].stop()
+        nodes.storages["n1"].entries = nodes.storages["n1"].entries[:1]
+        with pytest.raises(DamagedFiles):
+            nodes.add("n1")
+
+
+# Snapshots
+
+
+def test_a_follower_far_behind_gets_a_snapshot_in_chunks():
+    with group(settings=TINY) as nodes:
+        leader = nodes.leader()
+        behind = nodes.followers(leader)[0]
+        nodes.wires.cut(behind.name)
+        for number in range(60):
+            leader.propose(b"command %d" % number, 5)
+        wait_until(lambda: leader.status()["snapshot_index"] > behind.status()["last_log_index"], "the log is compacted")
+        term = leader.status()["term"]
+        nodes.wires.cut()
+        assert nodes.commands_everywhere() == [b"command %d" % number for number in range(60)]
+        assert nodes.wires.carried[InstallSnapshot] > 3
+        assert nodes.machines[behind.name].position.installed_index > 0
+        assert leader.status()["term"] == term
+        assert nodes.storages[behind.name].base.index >= nodes.machines[behind.name].position.installed_index
+
+
+def test_a_snapshot_whose_chunks_are_lost_and_repeated_arrives():
+    with group(settings=TINY) as nodes:
+        leader = nodes.leader()
+        behind = nodes.followers(leader)[0]
+        nodes.wires.cut(behind.name)
+        for number in range(60):
+            leader.propose(b"command %d" % number, 5)
+        chunk = iter(range(10**9))
+
+        def lose(sender, receiver, request):
+            return (None, "request", None, "reply")[next(chunk) % 4] if isinstance(request, InstallSnapshot) else None
+        nodes.wires.lose = lose
+        with clients(1) as pool:
+            more = pool.submit(lambda: [leader.propose(b"more %d" % number, 5) for number in range(30)])
+            more.result()
+        assert len(nodes.commands_everywhere()) == 90
+        assert nodes.machines[behind.name].position.installed_index > 0
+
+
+def test_a_node_restarted_between_state_and_log_of_a_snapshot_goes_on():
+    """A crash after the state was installed, and before the log knew."""
+    with group(settings=TINY) as nodes:
+        leader = nodes.leader()
+        behind = nodes.followers(leader)[0]
+        behind.stop()
+        del nodes.wires.nodes[behind.name], nodes.nodes[behind.name]
+        for number in range(40):
+            leader.propose(b"%d" % number, 5)
+        snapshot = MemorySnapshot(nodes.machines[leader.name])
+        incoming = MemoryIncoming(snapshot.size, snapshot.sha256)
+        incoming.write(0, snapshot.read(0, snapshot.size))
+        nodes.machines[behind.name].install(incoming)
+        nodes.add(behind.name, settings=TINY)
+        assert len(nodes.commands_everywhere()) == 40
+
+
+# Members
+
+
+def test_a_server_joins_as_learner_and_then_votes_and_leaves():
+    with group(1) as nodes:
+        leader = nodes.leader()
+        leader.propose(b"a", 5)
+        nodes.add("n2")
+        leader.join("n2", "host:2", timeout=10)
+        leader.join("n2", "host:2", timeout=10)
+        assert [member["voter"] for member in leader.members()] == [True, True]
+        assert nodes.commands_everywhere() == [b"a"]
+        leader.remove("n2", timeout=10)
+        with pytest.raises(NotFound):
+            leader.remove("n2", timeout=10)
+        nodes.nodes.pop("n2").stop(), nodes.machines.pop("n2"), nodes.storages.pop("n2")
+        leader.propose(b"b", 5)
+
+
+def test_a_join_that_cannot_be_is_refused_and_changes_nothing():
+    with group(2) as nodes:
+        leader = nodes.leader()
+        other = nodes.followers(leader)[0]
+        before = leader.status()["last_log_index"], leader.members()
+        for name, address in (("n3", "host:99"), ("n3", other.address), (leader.name, other.address)):
+            with pytest.raises(BadRequest):
+                leader.join(name, address, timeout=5)
+        with pytest.raises(NotLeader):
+            other.join("n3", "host:99", timeout=5)
+        assert leader.status()["last_log_index"] == before[0]
+
+
+def test_changes_of_members_at_the_same_time_take_turns():
+    with clients(4) as pool, group(1) as nodes:
+        leader = nodes.leader()
+        for number in range(2, 6):
+            nodes.add(f"n{number}")
+        joins = [pool.submit(leader.join, f"n{number}", f"host:{number}", True, 20) for number in range(2, 6)]
+        for join in joins:
+            join.result()
+        assert sorted(member["name"] for member in leader.members() if member["voter"]) == ["n1", "n2", "n3", "n4", "n5"]
+        leader.propose(b"a", 5)
+        assert nodes.commands_everywhere() == [b"a"]
+
+
+def test_strangers_and_impossible_terms_are_refused():
+    with group() as nodes:
+        leader = nodes.leader()
+        leader.remove(nodes.followers(leader)[0].name, timeout=10)
+        term = leader.status()["term"]
+        for request in (AppendEntries(term + 1, "x", 0, 0), RequestVote(term + 1, "x", 99, 99, False, True), TimeoutNow(term, "x")):
+            with pytest.raises(Refusal):
+                leader.handle("x", 0, request)
+        member = next(name for name in (m["name"] for m in leader.members()) if name != leader.name)
+        with pytest.raises(Refusal):
+            leader.handle(member, 100, AppendEntries(1 << 60, member, 0, 0))
+        assert leader.status()["term"] == term and leader.status()["role"] == "leader"
+
+
+# The end
+
+
+def test_stop_answers_what_waits_and_joins_every_thread():
+    with clients(3) as pool, group(1) as nodes:
+        node, storage = nodes.leader(), nodes.storages["n1"]
+        storage.ready.clear()
+        write = pool.submit(node.propose, b"a", 10)
+        wait_until(lambda: node.status()["last_log_index"] >= 2, "it waits")
+        read = pool.submit(node.read, None, "stale", 99, 10)
+        stop = pool.submit(node.stop)
+        with pytest.raises(LeadershipLost) as failure:
+            write.result()
+        assert failure.value.retry == "maybe"
+        with pytest.raises(Stopping):
+            read.result()
+        storage.ready.set()
+        stop.result()
+        node.stop()
+        assert storage.closed and nodes.machines["n1"].closed
+        for call in (lambda: node.propose(b"b", 5), lambda: node.read(None)):
+            with pytest.raises(Stopping):
+                call()
+        with pytest.raises(Refusal):
+            node.handle("n2", 0, TimeoutNow(1, "n2"))
+
+
+def test_drain_refuses_new_writes_and_waits_for_old_ones():
+    with clients(2) as pool, group(1) as nodes:
+        node, storage = nodes.leader(), nodes.storages["n1"]
+        storage.ready.clear()
+        write = pool.submit(node.propose, b"a", 10)
+        wait_until(lambda: node.status()["last_log_index"] >= 2, "it waits")
+        drained = pool.submit(node.drain, 30)
+
+        def refused():
+            try:
+                node.propose(b"b", 0.01)
+            except Stopping:
+                return True
+            except CommitTimeout:
+                return False
+        wait_until(refused, "it takes no more")
+        storage.ready.set()
+        assert write.result().result == b"A"
+        drained.result()
+
+
+def test_stop_in_the_middle_of_everything():
+    """Loaded nodes are stopped one after the other; every write gets an answer, and every thread ends."""
+    with clients(16) as pool, group() as nodes:
+        nodes.leader()
+        stopping = threading.Event()
+
+        def write(number):
+            count, answers = 0, []
+            while not stopping.is_set():
+                for node in list(nodes.nodes.values()):
+                    try:
+                        node.propose(b"%d-%d" % (number, count), 2)
+                        answers.append(b"%d-%d" % (number, count))
+                    except RaftdError:
+                        stopping.wait(0.01)
+                count += 1
+            return answers
+        writers = [pool.submit(write, number) for number in range(16)]
+        the_fault_lasts.wait(0.5)
+        for node in nodes.nodes.values():
+            node.stop()
+        stopping.set()
+        accepted = {answer for writer in writers for answer in writer.result()}
+        most = max(nodes.machines.values(), key=lambda machine: machine.position.index)
+        assert accepted and accepted <= set(most.commands)
