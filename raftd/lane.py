@@ -6,6 +6,7 @@ when the node tells that it is done. What a request means, and what its answer s
 is only which requests are plain.
 """
 
+import logging
 import re
 import time
 from collections import deque
@@ -21,6 +22,8 @@ from raftd.kv import Delete, Get, Set, encode
 from raftd.web.answers import NOT_CACHED, done_fields, error_fields, error_line, value_fields
 from raftd.web.db import outcome_of
 
+log = logging.getLogger(__name__)
+
 # A key without an escape, and nothing in the query but the one common level: what needs a closer look is not plain.
 _PLAIN = re.compile(r"/db/([A-Za-z0-9._~-][A-Za-z0-9._~/-]*)(\?level=stale)?")
 _UNUSUAL = {"CONNECTION", "EXPECT", "IF_MATCH", "IF_NONE_MATCH", "IDEMPOTENCY_KEY", "X_RAFT_FENCE"}
@@ -35,10 +38,10 @@ _NOTHING.set_result(True)
 class Pending:
     """A request that is under way. ``channel`` is None once it is answered."""
 
-    __slots__ = ("channel", "deadline", "future", "key", "start")
+    __slots__ = ("channel", "deadline", "future", "key")
 
-    def __init__(self, channel, key, deadline):
-        self.channel, self.key, self.deadline = channel, key, deadline
+    def __init__(self, channel, key, future, deadline):
+        self.channel, self.key, self.future, self.deadline = channel, key, future, deadline
 
 
 class Lane:
@@ -50,6 +53,7 @@ class Lane:
 
     def __init__(self, node, wake, next_request, otherwise):
         self._node, self._wake, self._next_request, self._otherwise = node, wake, next_request, otherwise
+        self._most_bytes = min(MAX_PLAIN_BYTES, node.settings.max_value_bytes)
         self._finished, self._awake = deque(), False
         self._pending = deque()  # in the order of their deadlines, since all have the same time
 
@@ -69,10 +73,9 @@ class Lane:
             return False
         return False
 
-    @staticmethod
-    def _is_plain(request):
+    def _is_plain(self, request):
         headers = request.headers
-        return request.version == "1.1" and _UNUSUAL.isdisjoint(headers) and request.body_bytes_received <= MAX_PLAIN_BYTES \
+        return request.version == "1.1" and _UNUSUAL.isdisjoint(headers) and request.body_bytes_received <= self._most_bytes \
             and "json" not in headers.get("ACCEPT", "")
 
     def _take_read(self, channel, key, level):
@@ -90,8 +93,7 @@ class Lane:
         return True
 
     def _wait_for(self, future, channel, key):
-        pending = Pending(channel, key, time.monotonic() + self._node.settings.write_timeout_seconds)
-        pending.future = future
+        pending = Pending(channel, key, future, time.monotonic() + self._node.settings.write_timeout_seconds)
         self._pending.append(pending)
         future.add_done_callback(lambda _: self._hand_over(pending))
 
@@ -110,7 +112,7 @@ class Lane:
         while self._finished:
             pending = self._finished.popleft()
             if pending.channel is not None:
-                self._answer(pending, pending.future)
+                self._answer(self._released(pending), pending)
 
     def expire(self):
         """Answer what has waited too long, and forget what is answered."""
@@ -126,11 +128,18 @@ class Lane:
         channel, pending.channel = pending.channel, None
         return channel
 
-    def _answer(self, pending, future):
-        channel, error = self._released(pending), future.exception()
+    def _answer(self, channel, pending):
+        try:
+            self._answer_with(channel, pending.key, pending.future)
+        except Exception:  # a fault of ours must not end the thread that serves everybody
+            log.exception("request failed path=%s", channel.requests[0].path if channel.requests else "")
+            channel.will_close = True
+
+    def _answer_with(self, channel, key, future):
+        error = future.exception()
         if error is not None:
             self._answer_error(channel, error)
-        elif pending.key is None:
+        elif key is None:
             applied = future.result()
             error, etag = outcome_of(applied)
             if error:
@@ -139,7 +148,7 @@ class Lane:
                 self._write(channel, 200, done_fields(applied.index, etag))
         elif future.result():
             try:
-                self._answer_value(channel, self._node.read(Get(pending.key), "stale"))  # the state is new enough by now
+                self._answer_value(channel, self._node.read(Get(key), "stale"))  # the state is new enough by now
             except RaftdError as failure:
                 self._answer_error(channel, failure)
         else:

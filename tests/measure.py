@@ -57,6 +57,8 @@ def wrk(address, clients, seconds, script):
         file.flush()
         command = ["wrk", "-t1", f"-c{clients}", f"-d{seconds}s", "--timeout", "10s", "--latency", "-s", file.name, f"http://{address}"]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    if any(found is None for found in (re.search("Requests/sec", text), re.search(r"failed \d+", text))):
+        raise RuntimeError(f"wrk says: {text}")
     milliseconds = [_milliseconds(re.search(pattern, text)[1]) for pattern in
                     (r"50%\s+(\S+)", r"99%\s+(\S+)", r"Latency\s+\S+\s+\S+\s+(\S+)")]
     return float(re.search(r"Requests/sec:\s+(\S+)", text)[1]), *milliseconds, int(re.search(r"failed (\d+)", text)[1])
@@ -118,10 +120,12 @@ class Etcd:
 def speed(directory):
     for clients in (1, 16, 64, 256):
         for round_number in range(3):
-            with Cluster(directory / f"raftd-{clients}-{round_number}") as cluster:
+            place = directory / f"{clients}-{round_number}"
+            place.mkdir()
+            with Cluster(place) as cluster:
                 _show("raftd", clients, wrk(cluster.leader().address, clients, 6, RANDOM_KEYS))
             if shutil.which("etcd"):
-                etcd = Etcd(directory / f"etcd-{clients}-{round_number}")
+                etcd = Etcd(place)
                 try:
                     _show("etcd", clients, wrk(etcd.leader(), clients, 6, ETCD))
                 finally:
