@@ -9,7 +9,7 @@ queues behind data. All are joined by ``stop``.
 A node knows neither SQLite nor HTTP, nor what a command means. It is handed
 
 storage        ``load()``, ``save(unsaved)``, ``reopen()``, ``close()``: see ``raftd.storage.Storage``
-transport      ``connection(lane)``, whose ``call(member, request, configuration_index)``, ``interrupt()`` and ``close()`` reach a
+transport      ``connection(link)``, whose ``call(member, request, configuration_index)``, ``interrupt()`` and ``close()`` reach a
                peer, and ``identify(address)``: see ``raftd.transport.Transport``
 state machine  ``position``, ``apply``, ``read``, ``checkpoint``, ``snapshot``, ``receive``, ``install``, ``close``: see
                ``raftd.kv.KeyValueStore``
@@ -74,16 +74,26 @@ class Proposal:
 
 
 @dataclass(eq=False)
-class Lane:
-    """A thread that sends to one peer, one request at a time: the thread is its flow control."""
+class Link:
+    """What a thread that sends to one peer works with, one request at a time: the thread is its flow control.
+
+    data    whether it sends entries and snapshots, or what must not wait for those
+    idle    nothing to send: ``wake`` is waited for
+    closed  the peer has left the cluster
+    """
 
     peer: str
     data: bool
     connection: Any
     wake: threading.Condition
-    thread: threading.Thread | None = None
     idle: bool = False
     closed: bool = False
+
+    NAMES = {False: "small", True: "data"}
+
+    @property
+    def name(self):
+        return self.NAMES[self.data]
 
 
 @dataclass
@@ -115,7 +125,7 @@ class Node:
         self._proposals, self._waiting_bytes = {}, 0
         self._orphans_fail_at = None  # when proposals of a leader that was deposed give up learning their fate
         self._applied_waiters = []  # (index, future)
-        self._lanes, self._lost_peers = {}, {}
+        self._links, self._lost_peers = {}, {}
         self._writer_idle = self._applier_idle = True
         self._install = None  # (incoming, answer) for the applier
         self._outgoing = None
@@ -194,9 +204,9 @@ class Node:
             self._fail_everything_locked(Stopping())
             for condition in (self._timer_wake, self._writer_wake, self._applier_wake, self._changed):
                 condition.notify_all()
-            for lane in self._all_lanes_locked():
-                lane.wake.notify_all()
-                lane.connection.interrupt()
+            for link in self._all_links_locked():
+                link.wake.notify_all()
+                link.connection.interrupt()
         while threads := self._running_threads():  # the timer may have started some meanwhile
             for thread in threads:
                 thread.join()
@@ -239,21 +249,21 @@ class Node:
             self._applier_wake.notify()
         if self._seen[0] is not raft.role or self._seen[1] != raft.term or self._seen[2] is not raft.configuration:
             self._role_changed_locked()
-        for lanes in self._lanes.values():
-            for lane in lanes:
-                if lane.idle and self._has_work_locked(lane):
-                    lane.idle = False
-                    lane.wake.notify()
+        for links in self._links.values():
+            for link in links:
+                if link.idle and self._has_work_locked(link):
+                    link.idle = False
+                    link.wake.notify()
 
     def _tick_locked(self):
         """Tell the core the time; not while it is only to be thrown away."""
         if not self._silent:
             self._raft.tick(time.monotonic())
 
-    def _has_work_locked(self, lane):
-        if lane.data:
-            return self._raft.has_data_for(lane.peer) or self._raft.needs_snapshot(lane.peer)
-        return self._raft.has_request_for(lane.peer)
+    def _has_work_locked(self, link):
+        if link.data:
+            return self._raft.has_data_for(link.peer) or self._raft.needs_snapshot(link.peer)
+        return self._raft.has_request_for(link.peer)
 
     def _role_changed_locked(self):
         raft, (old_role, old_term, old_configuration) = self._raft, self._seen
@@ -266,10 +276,10 @@ class Node:
             self._log_role_locked(old_role)
         if isinstance(old_role, Leader) and not raft.is_leader:
             self._deposed_locked(old_term)
-        for peer in [peer for peer in self._lanes if peer not in raft.configuration.members]:
-            for lane in self._lanes.pop(peer):
-                lane.closed = True
-                lane.wake.notify()
+        for peer in [peer for peer in self._links if peer not in raft.configuration.members]:
+            for link in self._links.pop(peer):
+                link.closed = True
+                link.wake.notify()
         self._timer_wake.notify()
         self._changed.notify_all()
 
@@ -689,7 +699,7 @@ class Node:
             self._settle_locked()
 
     def _timer_loop(self):
-        """Elections, CheckQuorum, orphaned proposals; and the lanes of new peers, since threads are not started under the lock."""
+        """Elections, CheckQuorum, orphaned proposals; and the links of new peers, since threads are not started under the lock."""
         while not self._stopping.is_set():
             with self._lock:
                 now = time.monotonic()
@@ -698,78 +708,81 @@ class Node:
                 if self._orphans_fail_at and now >= self._orphans_fail_at:
                     self._fail_orphans_locked()
                 self._settle_locked()
-                new = [peer for peer in self._raft.peers if peer not in self._lanes]
-                for peer in new:
-                    self._lanes[peer] = [Lane(peer, data, self._transport.connection("data" if data else "small"),
-                                              threading.Condition(self._lock)) for data in (False, True)]
-                started = [lane for peer in new for lane in self._lanes[peer]]
-                if not started and not self._stopping.is_set():
+                new_links = self._new_links_locked()
+                if not new_links and not self._stopping.is_set():
                     next_tick = now + RETRY_SECONDS if self._silent else self._raft.next_tick
                     self._timer_wake.wait(min(next_tick, self._orphans_fail_at or next_tick) - now)
-            for lane in started:
-                lane.thread = self._run(f"to-{lane.peer}-{'data' if lane.data else 'small'}", self._lane_loop, lane)
+            for link in new_links:
+                self._run(f"to-{link.peer}-{link.name}", self._link_loop, link)
 
-    def _all_lanes_locked(self):
-        return [lane for lanes in self._lanes.values() for lane in lanes]
+    def _new_links_locked(self):
+        new = [peer for peer in self._raft.peers if peer not in self._links]
+        for peer in new:
+            self._links[peer] = [Link(peer, data, self._transport.connection(Link.NAMES[data]), threading.Condition(self._lock))
+                                 for data in (False, True)]
+        return [link for peer in new for link in self._links[peer]]
 
-    def _lane_loop(self, lane):
-        """Send *lane*'s peer what it needs. What piles up meanwhile goes in the next request: batching for free."""
+    def _all_links_locked(self):
+        return [link for links in self._links.values() for link in links]
+
+    def _link_loop(self, link):
+        """Send *link*'s peer what it needs. What piles up meanwhile goes in the next request: batching for free."""
         try:
-            while (request := self._next_request(lane)) is not None:
-                self._call(lane, *request)
+            while (request := self._next_request(link)) is not None:
+                self._call(link, *request)
         finally:
-            lane.connection.close()
+            link.connection.close()
 
-    def _next_request(self, lane):
-        """(request, member, configuration_index), or None when the lane is closed."""
+    def _next_request(self, link):
+        """(request, member, configuration_index), or None when the link is closed."""
         while True:
             with self._lock:
-                self._wait_for_work_locked(lane)
-                if self._stopping.is_set() or lane.closed:
+                self._wait_for_work_locked(link)
+                if self._stopping.is_set() or link.closed:
                     return None
                 raft = self._raft
-                needs_snapshot = lane.data and raft.needs_snapshot(lane.peer)
+                needs_snapshot = link.data and raft.needs_snapshot(link.peer)
                 if needs_snapshot:
-                    raft.reserve_snapshot(lane.peer)
-                elif (request := raft.data_for(lane.peer) if lane.data else raft.request_for(lane.peer)) is not None:
+                    raft.reserve_snapshot(link.peer)
+                elif (request := raft.data_for(link.peer) if link.data else raft.request_for(link.peer)) is not None:
                     self._settle_locked()
-                    return request, raft.configuration.members[lane.peer], raft.configurations.latest_index
+                    return request, raft.configuration.members[link.peer], raft.configurations.latest_index
             if needs_snapshot:
-                self._offer_snapshot(lane.peer)
+                self._offer_snapshot(link.peer)
 
-    def _wait_for_work_locked(self, lane):
-        while not self._stopping.is_set() and not lane.closed:
+    def _wait_for_work_locked(self, link):
+        while not self._stopping.is_set() and not link.closed:
             self._tick_locked()
-            if not self._silent and self._has_work_locked(lane):
+            if not self._silent and self._has_work_locked(link):
                 return
-            due = math.inf if lane.data or self._silent else self._raft.next_request_at(lane.peer)
-            lane.idle = True
-            lane.wake.wait(None if due == math.inf else max(0, due - time.monotonic()))
-            lane.idle = False
+            due = math.inf if link.data or self._silent else self._raft.next_request_at(link.peer)
+            link.idle = True
+            link.wake.wait(None if due == math.inf else max(0, due - time.monotonic()))
+            link.idle = False
 
-    def _call(self, lane, request, member, configuration_index):
+    def _call(self, link, request, member, configuration_index):
         try:
-            if isinstance(request, InstallSnapshot) and (request := self._with_chunk(lane.peer, request)) is None:
+            if isinstance(request, InstallSnapshot) and (request := self._with_chunk(link.peer, request)) is None:
                 return
-            reply = lane.connection.call(member, request, configuration_index)
-            log.log(TRACE, "rpc peer=%s request=%s reply=%s", lane.peer, request, reply)
+            reply = link.connection.call(member, request, configuration_index)
+            log.log(TRACE, "rpc peer=%s request=%s reply=%s", link.peer, request, reply)
         except PeerUnreachable as error:
-            log.log(TRACE, "rpc failed peer=%s request=%s error=%s", lane.peer, request, error)
+            log.log(TRACE, "rpc failed peer=%s request=%s error=%s", link.peer, request, error)
             reply, failure = None, error
         with self._lock:
-            if self._silent or lane.closed:
+            if self._silent or link.closed:
                 return
             self._raft.tick(time.monotonic())
-            self._raft.handle_reply(lane.peer, request, reply)
+            self._raft.handle_reply(link.peer, request, reply)
             if reply is None and not self._stopping.is_set():
-                self._peer_lost_locked(lane.peer, failure)
-            elif not self._raft.configuration.is_voter(lane.peer):
+                self._peer_lost_locked(link.peer, failure)
+            elif not self._raft.configuration.is_voter(link.peer):
                 self._changed.notify_all()  # somebody may wait for a learner to catch up
-            if reply is not None and self._lost_peers.pop(lane.peer, None):
-                log.info("peer found peer=%s address=%s", lane.peer, member.address)
+            if reply is not None and self._lost_peers.pop(link.peer, None):
+                log.info("peer found peer=%s address=%s", link.peer, member.address)
             self._settle_locked()
         if isinstance(request, InstallSnapshot) and reply is not None and reply.installed:
-            log.info("sent a snapshot peer=%s index=%s", lane.peer, request.last_included_index)
+            log.info("sent a snapshot peer=%s index=%s", link.peer, request.last_included_index)
             self._release_outgoing()
 
     def _peer_lost_locked(self, peer, error):
@@ -899,8 +912,8 @@ class Node:
                 self._raft = self._restore(saved)
                 self._silent = None
                 self._settle_locked()
-                for lane in self._all_lanes_locked():
-                    lane.wake.notify()
+                for link in self._all_links_locked():
+                    link.wake.notify()
             log.info("the log is open again term=%s last_index=%s", saved.hard_state.term, saved.base.index + len(saved.entries))
             return True
         return False

@@ -59,8 +59,8 @@ def wrk(address, clients, seconds, script):
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     if any(found is None for found in (re.search("Requests/sec", text), re.search(r"failed \d+", text))):
         raise RuntimeError(f"wrk says: {text}")
-    milliseconds = [_milliseconds(re.search(pattern, text)[1]) for pattern in
-                    (r"50%\s+(\S+)", r"99%\s+(\S+)", r"Latency\s+\S+\s+\S+\s+(\S+)")]
+    milliseconds = [_milliseconds(re.search(pattern, text, re.M)[1]) for pattern in
+                    (r"^ +50% +(\S+)", r"^ +99% +(\S+)", r"^ +Latency\s+\S+\s+\S+\s+(\S+)")]
     return float(re.search(r"Requests/sec:\s+(\S+)", text)[1]), *milliseconds, int(re.search(r"failed (\d+)", text)[1])
 
 
