@@ -11,7 +11,7 @@ from raftd.errors import StartupError
 log = logging.getLogger(__name__)
 
 PATIENCE_SECONDS = 5.0  # nobody answers, or no leader is known: members that start at the same time need a moment
-ANSWER_SECONDS = 2.0  # what one POST /join may take; then the leader says that it is still at work
+ANSWER_SECONDS = 1.0  # what one request may take; then the leader says that it is still at work
 PAUSE_SECONDS = 0.2
 MOST_PAUSE_SECONDS = 10.0
 _NO_ANSWER = (requests.RequestException, ValueError, KeyError, TypeError)
@@ -21,7 +21,7 @@ def find_cluster(addresses, stopping):
     """(id of the cluster, address that answered) of the first of *addresses* that knows. Raises StartupError when none answers."""
     deadline, problems = time.monotonic() + PATIENCE_SECONDS, {}
     while True:
-        for address in addresses:
+        for address in _until(stopping, addresses):
             try:
                 return _status(address)["cluster"], address
             except _NO_ANSWER as error:
@@ -30,12 +30,12 @@ def find_cluster(addresses, stopping):
             raise StartupError("nobody to join: " + "; ".join(f"{address}: {problem}" for address, problem in problems.items()))
 
 
-def voters_at(addresses, cluster):
+def voters_at(addresses, cluster, stopping):
     """The names of the voters that the first of *addresses* to answer knows, or None if none answers.
 
     Raises StartupError when it belongs to another cluster than *cluster*.
     """
-    for address in addresses:
+    for address in _until(stopping, addresses):
         try:
             status = _status(address)
             voters = [member["name"] for member in status["members"] if member["voter"]]
@@ -48,8 +48,12 @@ def voters_at(addresses, cluster):
     return None
 
 
+def _until(stopping, addresses):
+    return (address for address in addresses if not stopping.is_set())
+
+
 def _status(address):
-    answer = requests.get(f"http://{address}/status", timeout=2)
+    answer = requests.get(f"http://{address}/status", timeout=ANSWER_SECONDS)
     answer.raise_for_status()
     return answer.json()
 
@@ -70,8 +74,8 @@ class Joiner:
         """Become a member. Raises StartupError when the cluster refuses, or cannot be reached."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not self._stopping.is_set():
-            for address in self._addresses:
-                outcome = None if self._stopping.is_set() else self._ask(address)
+            for address in _until(self._stopping, self._addresses):
+                outcome = self._ask(address)
                 if outcome == "joined":
                     return
                 if outcome == "working":  # the leader has taken this node in as a learner, and it catches up
@@ -86,7 +90,7 @@ class Joiner:
         pause, warned = PAUSE_SECONDS, False
         while not self._stopping.wait(pause):
             try:
-                voters = voters_at(self._addresses, cluster)
+                voters = voters_at(self._addresses, cluster, self._stopping)
                 if voters is not None and self._name not in voters:
                     log.warning("this node is no voter of its cluster any more; to take it in again, start it with -join")
                     return
@@ -128,7 +132,7 @@ class Joiner:
         """The join has failed: ask the cluster, which may have begun to take this node in, to forget it. True if it has."""
         for address in self._addresses:
             try:
-                found = requests.get(f"http://{address}/leader", timeout=2).json()["address"]
+                found = requests.get(f"http://{address}/leader", timeout=ANSWER_SECONDS).json()["address"]
                 answer = requests.delete(f"http://{found}/members/{self._name}?timeout={ANSWER_SECONDS:g}s", timeout=2 * ANSWER_SECONDS)
                 if answer.ok or answer.headers.get("X-Raft-Error") == "not_found":
                     return True

@@ -63,6 +63,8 @@ class Lane:
         match = _PLAIN.fullmatch(request.request_uri)
         if not match or len(match[1]) > MAX_KEY_BYTES or not self._is_plain(request):
             return False
+        if channel.total_outbufs_len:  # a client that does not read its answers may hold up a thread of Flask's, but not this one
+            return False
         key, level = match.groups()
         try:
             if request.command in _READS:
@@ -121,7 +123,7 @@ class Lane:
             pending = self._pending.popleft()
             if pending.channel is not None:
                 late = CommitTimeout if pending.key is None else NoQuorum
-                self._answer_error(self._released(pending), late("no majority answered in time"))
+                self._answer_error(self._released(pending), late(f"no majority answered in time{self._node.out_of_reach()}"))
 
     @staticmethod
     def _released(pending):
@@ -176,11 +178,13 @@ class Lane:
 
     def _release(self, channel):
         """What ``HTTPChannel.service`` does after a request: the next one may begin."""
-        request = channel.requests[0]
-        request.close()
+        channel.requests[0].close()
         with channel.requests_lock:
             channel.requests.pop(0)
-            more = channel.connected and bool(channel.requests)
+            more, partial = channel.connected and bool(channel.requests), channel.request
+            if channel.connected and not more and partial is not None and partial.expect_continue and partial.headers_finished \
+                    and not channel.sent_continue:
+                channel.send_continue()
         channel.last_activity = time.time()
         if more:
             self._next_request(channel)

@@ -24,7 +24,7 @@ def join(node, identify, name, address, voter, deadline):
     identity = _identity_at(node, identify, name, address)
     newcomer = Member(name, address, False, identity["id"])
     node.change_configuration(partial(_with_address, newcomer=newcomer, voter=voter), deadline)
-    if voter and not node.look(lambda raft: raft.configuration.is_voter(name)):
+    if voter and node.look(lambda raft: raft.configuration.members.get(name)) != replace(newcomer, voter=True):
         _wait_until_caught_up(node, newcomer, deadline)
         node.change_configuration(partial(_promoted, newcomer=newcomer), deadline)
         log.info("joined peer=%s address=%s", name, address)

@@ -460,6 +460,11 @@ class Node:
 
     # What a node tells of itself
 
+    def out_of_reach(self):
+        """The end of a line that says why something is not served: the peers that do not answer, or nothing."""
+        with self._lock:
+            return self._lost_peers_locked()
+
     def _leader_locked(self):
         member = self._raft.configuration.members.get(self._raft.leader_id)
         return member and {"name": member.name, "address": member.address}
@@ -628,7 +633,9 @@ class Node:
             self._admit_locked(sender, configuration_index, self._raft.commit_index)
 
     def _admit_locked(self, sender, configuration_index, known):
-        if sender not in self._raft.configuration.members and configuration_index <= known:
+        raft = self._raft
+        members = (raft.configuration.members, raft.configurations.at(raft.commit_index)[1].members)
+        if configuration_index <= known and not any(sender in them for them in members):
             raise Refusal(f"{sender} is not a member of this cluster")
 
     def handle(self, sender, configuration_index, request):
@@ -842,6 +849,8 @@ class Node:
                 if out is not None and out.snapshot.sha256 == request.checksum:
                     return replace(request, data=out.snapshot.read(request.offset, self.settings.snapshot_chunk_bytes))
         except StorageFailed as error:
+            with self._outgoing_lock:
+                self._drop_outgoing()
             self._snapshot_failed(peer, error)
             return None
         with self._lock:

@@ -25,9 +25,14 @@ _OUR_FILES = re.compile(r"(raft|state)\.db(-wal|-shm|-journal|\.new)?|state\.db\
 
 def run(options):
     """Run a node as *options* (``cli.Options``) say, until SIGTERM or SIGINT; returns the exit status. Raises StartupError."""
-    stopping, failures = threading.Event(), []
+    stopping, signals, failures = threading.Event(), [], []
+
+    def stop(number, _):
+        signals.append(number)
+        stopping.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopping.set())
+        signal.signal(number, stop)
 
     def fail(error):
         failures.append(error)
@@ -37,6 +42,10 @@ def run(options):
     try:
         server.start()
         stopping.wait()
+    except StartupError as error:
+        if not signals:
+            raise
+        log.warning("stopped before the start was complete: %s", error)
     finally:
         server.stop()
     if failures:
@@ -146,7 +155,7 @@ class Server:
         if options.name not in (None, identity.name):
             storage.close()
             raise StartupError(f"the files in {options.path} are those of {identity.name}, not of {options.name}; a name cannot change")
-        voters = voters_at(options.join, identity.cluster) if options.join else None
+        voters = voters_at(options.join, identity.cluster, self._stopping) if options.join else None
         self._must_join = voters is not None and identity.name not in voters
         return storage
 

@@ -1,0 +1,333 @@
+"""How a starting node asks to be taken in, when those whom it asks refuse, are silent, or may have begun it: members of straw."""
+
+import json
+import logging
+import socket
+import threading
+import time
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from cluster import holds_for, wait_until
+from raftd import cli, joining, server
+from raftd.errors import StartupError
+from raftd.joining import Joiner
+
+CLUSTER = "c1"
+SILENT = object()  # what a Straw answers when it does not
+
+
+class Straw:
+    """A member that answers as it is told: ``join``, ``leader``, ``delete`` are (status, code, retry) or SILENT; notes what is asked."""
+
+    def __init__(self):
+        self.voters, self.cluster, self.asked = ["n1"], CLUSTER, []
+        self.join = self.leader = self.delete = (200, None, None)
+        self.leader_address, self.ending = None, threading.Event()
+        straw = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def _answer(self, what):
+                straw.asked.append((self.command, self.path.partition("?")[0]))
+                self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                if what is SILENT:
+                    straw.ending.wait()
+                    self.close_connection = True
+                    return
+                (status, code, retry), body = what if isinstance(what[0], tuple) else (what, b"")
+                self.send_response(status)
+                for name, value in (("X-Raft-Error", code), ("X-Raft-Retry", retry), ("X-Raft-Leader", straw.leader_address)):
+                    if value:
+                        self.send_header(name, value)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def do_GET(self):
+                members = [{"name": name, "voter": True} for name in straw.voters]
+                if self.path == "/status":
+                    self._answer(((200, None, None), json.dumps({"cluster": straw.cluster, "members": members}).encode()))
+                elif straw.leader is SILENT or straw.leader[0] != 200:
+                    self._answer(straw.leader)
+                else:
+                    self._answer((straw.leader, json.dumps({"name": "n1", "address": straw.address}).encode()))
+
+            def do_POST(self):
+                self._answer(straw.join)
+
+            def do_DELETE(self):
+                self._answer(straw.delete)
+
+            def log_message(self, *_):
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.address = f"127.0.0.1:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
+        self._thread.start()
+
+    def count(self, method, path):
+        return self.asked.count((method, path))
+
+    def close(self):
+        self.ending.set()
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+@pytest.fixture
+def straw():
+    member = Straw()
+    yield member
+    member.close()
+
+
+@pytest.fixture
+def black_hole():
+    """Addresses at which connections are taken by the kernel, and nobody answers: processes that are stopped."""
+    listening = [socket.create_server(("127.0.0.1", 0)) for _ in range(4)]
+    yield [f"127.0.0.1:{one.getsockname()[1]}" for one in listening]
+    for one in listening:
+        one.close()
+
+
+@pytest.fixture
+def nobody():
+    """An address at which nothing listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(joining, "PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr(joining, "ANSWER_SECONDS", 0.15)
+
+
+def joiner(*addresses, name="n9"):
+    return Joiner(name, "127.0.0.1:9", addresses, threading.Event())
+
+
+def fails_to_join(asker):
+    with pytest.raises(StartupError) as failure:
+        asker.join()
+    assert "\n" not in str(failure.value)
+    return asker
+
+
+NOT_LEADER, BAD_REQUEST = (400, "not_leader", "safe"), (400, "bad_request", "no")
+COMMIT_TIMEOUT, LOST, NO_QUORUM = (504, "commit_timeout", "maybe"), (503, "leadership_lost", "maybe"), (503, "no_quorum", "safe")
+
+
+# May it be in?
+
+
+def test_a_join_that_nobody_read_was_certainly_not_begun(nobody, impatient):
+    assert not fails_to_join(joiner(nobody)).may_be_in
+
+
+@pytest.mark.parametrize("answer", [BAD_REQUEST, NOT_LEADER, NO_QUORUM], ids=str)
+def test_a_join_that_was_refused_was_certainly_not_begun(straw, impatient, answer):
+    straw.join = answer
+    assert not fails_to_join(joiner(straw.address)).may_be_in
+
+
+@pytest.mark.parametrize("answer", [LOST, SILENT], ids=["leadership lost", "silent"])
+def test_a_join_whose_outcome_is_not_known_may_have_been_begun(straw, nobody, impatient, answer):
+    straw.join = answer
+    asker = fails_to_join(joiner(straw.address, nobody))
+    assert asker.may_be_in
+
+
+def test_a_join_that_may_have_been_begun_stays_so_when_it_is_refused_later(straw, impatient):
+    asker = joiner(straw.address)
+    straw.join = LOST
+    fails_to_join(asker)
+    straw.join = BAD_REQUEST
+    assert fails_to_join(asker).may_be_in
+
+
+def test_a_connection_that_breaks_may_have_brought_the_request(impatient):
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        def hang_up():
+            try:
+                while True:
+                    listening.accept()[0].close()
+            except OSError:
+                pass
+        thread = threading.Thread(target=hang_up, daemon=True)
+        thread.start()
+        assert fails_to_join(joiner(f"127.0.0.1:{listening.getsockname()[1]}")).may_be_in
+        listening.shutdown(socket.SHUT_RDWR)
+    thread.join(5)
+
+
+def test_a_learner_that_catches_up_is_waited_for(straw, impatient):
+    straw.join = COMMIT_TIMEOUT
+    asker = joiner(straw.address)
+    result = []
+    thread = threading.Thread(target=lambda: result.append(asker.join()))
+    thread.start()
+    wait_until(lambda: straw.count("POST", "/join") >= 5, "it asks on, longer than its patience with silence")
+    straw.join = (200, None, None)
+    thread.join(5)
+    assert result == [None] and asker.may_be_in
+
+
+# The end of it
+
+
+def test_it_ends_soon_after_it_is_told_to_stop_though_nobody_answers(black_hole):
+    """raftd must be gone five seconds after SIGTERM, however many of the members it knows are silent."""
+    stopping, ended = threading.Event(), {}
+
+    def run(how, count):
+        asker = Joiner("n9", "127.0.0.1:9", black_hole[:count], stopping)
+        try:
+            asker.join() if how == "join" else asker.announce(CLUSTER)
+        except StartupError:
+            pass
+        ended[how, count] = time.monotonic()
+    cases = [(how, count) for how in ("join", "announce") for count in (1, 4)]
+    threads = [threading.Thread(target=run, args=case, daemon=True) for case in cases]
+    for thread in threads:
+        thread.start()
+    holds_for(0.5, lambda: not ended, "they try")
+    began = time.monotonic()
+    stopping.set()
+    for thread in threads:
+        thread.join(max(0, began + 4.7 - time.monotonic()))
+    assert [case for case in cases if case not in ended] == []
+
+
+@contextmanager
+def announcing(asker):
+    thread = threading.Thread(target=asker.announce, args=(CLUSTER,), daemon=True)
+    thread.start()
+    try:
+        yield thread
+    finally:
+        asker._stopping.set()
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def warnings_in(caplog):
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING and record.name == "raftd.joining"]
+
+
+def test_a_new_address_that_is_refused_is_told_again_with_growing_pauses_and_one_warning(straw, caplog, monkeypatch):
+    monkeypatch.setattr(joining, "PAUSE_SECONDS", 0.1)
+    straw.voters, straw.join = ["n1", "n9"], BAD_REQUEST
+    with announcing(joiner(straw.address)) as thread:
+        wait_until(lambda: straw.count("POST", "/join") >= 3, "it asks again")
+        holds_for(0.3, thread.is_alive, "it goes on")
+        assert straw.count("POST", "/join") <= 4
+        assert len(warnings_in(caplog)) == 1 and "address" in warnings_in(caplog)[0]
+        straw.join = (200, None, None)
+        thread.join(5)
+        assert not thread.is_alive(), "it is told at last"
+    assert len(warnings_in(caplog)) == 1
+
+
+@pytest.mark.parametrize("voters", [["n1"], []])
+def test_a_member_that_was_removed_meanwhile_does_not_come_back_by_itself(straw, caplog, voters):
+    straw.voters = voters
+    with announcing(joiner(straw.address)) as thread:
+        thread.join(5)
+        assert not thread.is_alive()
+    assert straw.count("POST", "/join") == 0
+    assert len(warnings_in(caplog)) == 1
+
+
+def test_an_address_is_not_told_to_another_cluster(straw, caplog):
+    straw.cluster, straw.voters = "other", ["n9"]
+    with announcing(joiner(straw.address)):
+        wait_until(lambda: straw.count("GET", "/status") >= 2, "it asks again")
+    assert straw.count("POST", "/join") == 0 and len(warnings_in(caplog)) == 1
+
+
+# To take it back
+
+
+@pytest.mark.parametrize(("delete", "forgotten"), [((200, None, None), True), ((404, "not_found", "no"), True), (NOT_LEADER, False),
+                                                   (BAD_REQUEST, False), (NO_QUORUM, False), (COMMIT_TIMEOUT, False),
+                                                   ((404, None, None), False), (SILENT, False)], ids=str)
+def test_a_join_is_taken_back_only_when_the_cluster_says_so(straw, nobody, impatient, delete, forgotten):
+    straw.delete = delete
+    assert joiner(nobody, straw.address).withdraw() is forgotten
+    assert straw.count("DELETE", "/members/n9") == 1
+
+
+def test_a_join_is_not_taken_back_while_no_leader_is_known(straw, impatient):
+    straw.leader = (503, "no_leader", "safe")
+    assert joiner(straw.address).withdraw() is False
+
+
+MINE = {"raft.db.bak": b"my backup", "state.db.bak": b"my other backup", "notes": b"x", "state.db.incoming": b"y", "raft.db-copy": b"z"}
+CASES = {  # what /join and DELETE /members/n9 answer, and whether the files go
+    "refused": (BAD_REQUEST, (200, None, None), True),
+    "nobody leads": (NO_QUORUM, (200, None, None), True),
+    "perhaps, and forgotten": (LOST, (200, None, None), True),
+    "perhaps, and not known": (LOST, (404, "not_found", "no"), True),
+    "perhaps, and not forgotten": (LOST, NO_QUORUM, False),
+    "silent, and not forgotten": (SILENT, COMMIT_TIMEOUT, False),
+}
+
+
+@pytest.mark.parametrize("made", [True, False], ids=["new directory", "directory with files of the user's"])
+@pytest.mark.parametrize("case", CASES)
+def test_the_files_of_a_first_join_that_failed_go_only_when_the_cluster_does_not_count_them(straw, impatient, tmp_path, case, made):
+    """A server that a cluster counts must not come back without its vote and its log."""
+    straw.join, straw.delete, removed = CASES[case]
+    path = tmp_path / "path"
+    if not made:
+        path.mkdir()
+        for name, data in MINE.items():
+            (path / name).write_bytes(data)
+    stopping, failures = threading.Event(), []
+    starting = server.Server(cli.parse(["-p", "0", "-name", "n9", "-join", straw.address, str(path)]), stopping, failures.append)
+    try:
+        with pytest.raises(StartupError) as failure:
+            starting.start()
+    finally:
+        starting.stop()
+    assert ("files are kept" in str(failure.value)) is not removed
+    assert failures == []
+    withdrawn = straw.count("DELETE", "/members/n9")
+    assert (withdrawn > 0) is (case not in ("refused", "nobody leads"))
+    if made and removed:
+        assert not path.exists()
+        return
+    assert (path / "raft.db").exists() is not removed
+    assert (path / "state.db").exists() is not removed
+    if not made:
+        assert {name: (path / name).read_bytes() for name in MINE} == MINE
+
+
+def test_the_same_command_goes_on_with_the_files_that_were_kept(straw, impatient, tmp_path):
+    straw.join, straw.delete = LOST, NO_QUORUM
+    options = cli.parse(["-p", "0", "-join", straw.address, str(tmp_path)])
+    names = []
+    for _ in range(2):
+        starting = server.Server(options, threading.Event(), pytest.fail)
+        try:
+            with pytest.raises(StartupError):
+                starting.start()
+            names.append(starting._node.name)
+        finally:
+            starting.stop()
+    assert names[0] == names[1]
+    straw.join = (200, None, None)
+    starting = server.Server(options, threading.Event(), pytest.fail)
+    try:
+        starting.start()
+    finally:
+        starting.stop()

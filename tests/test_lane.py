@@ -1,0 +1,582 @@
+"""The express lane: what it answers is what Flask would, in order, once, and no thread waits for it. Over real sockets, to a stub node."""
+
+import http.client
+import re
+import socket
+import threading
+import time
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from urllib.parse import quote
+
+import pytest
+
+from cluster import Cluster, holds_for, wait_until
+from raftd import errors, listener
+from raftd.config import Settings
+from raftd.kv import Delete, Found, Get, Outcome, Set, decode
+from raftd.web import create_app
+from test_web import Applied, StubNode
+
+NOT_PLAIN = "Connection: keep-alive\r\n"  # changes nothing of the answer, but the lane leaves such a request to Flask
+PLAIN = ""
+
+
+class LaneNode(StubNode):
+    """A StubNode that can be asked without waiting. Writes of which ``holds`` is true stay in ``held``: (command, future)."""
+
+    settings = replace(Settings(), write_timeout_seconds=5.0)
+
+    def __init__(self):
+        super().__init__()
+        self.holds, self.held, self.refusal, self.read_result, self.failure = lambda command: False, [], None, 1041, None
+
+    def out_of_reach(self):
+        return "; out of reach: n3"
+
+    def _future(self, value):
+        future = Future()
+        if self.failure:
+            future.set_exception(self.failure)
+        else:
+            future.set_result(value)
+        return future
+
+    def submit(self, command):
+        command = decode(command)
+        self.calls.append(("submit", command))
+        if self.refusal:
+            raise self.refusal
+        if self.holds(command):
+            self.held.append((command, Future()))
+            return self.held[-1][1]
+        return self._future(Applied(1041, self.outcome))
+
+    def submit_read(self):
+        self.calls.append(("submit_read",))
+        if self.refusal:
+            raise self.refusal
+        return self._future(self.read_result)
+
+    def release(self, command, future):
+        future.set_result(Applied(1041, self.outcome))
+
+    def how(self):
+        """By which of its methods it was asked to write or to begin a read."""
+        return {call[0] for call in self.calls}
+
+
+class NoPeers:
+    def serve(self, peer_socket, fields):
+        peer_socket.close()
+
+    def stop(self):
+        pass
+
+
+@pytest.fixture
+def node():
+    return LaneNode()
+
+
+@contextmanager
+def listening_for(node):
+    """The port of a listener that answers for *node*."""
+    listening = listener.bind("127.0.0.1", 0)
+    serving = listener.Listener(listening, create_app(node, "1.2.3"), NoPeers(), node).start()
+    try:
+        yield listening.getsockname()[1]
+    finally:
+        stop(serving)
+
+
+def stop(serving):
+    stopper = threading.Thread(target=serving.stop, daemon=True)  # a reading thread that hangs must not hang the tests
+    stopper.start()
+    stopper.join(5)
+    assert not stopper.is_alive(), "the listener does not stop"
+
+
+@pytest.fixture
+def port(node):
+    with listening_for(node) as port:
+        yield port
+
+
+class Wire:
+    """A connection on which bytes are sent, and answers read, one after the other."""
+
+    def __init__(self, port, seconds=5):
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=seconds)
+        self._file = self.socket.makefile("rb")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._file.close()
+        self.socket.close()
+
+    def send(self, *texts):
+        self.socket.sendall(b"".join(text if isinstance(text, bytes) else text.encode() for text in texts))
+
+    def line(self):
+        return self._file.readline().decode("latin-1").rstrip("\r\n")
+
+    def answer(self, method="GET"):
+        """(status line, header lines, body) of the next answer; a status line of "" is the end of the connection."""
+        status, lines = self.line(), []
+        while status and (line := self.line()):
+            lines.append(line)
+        length = next((int(line.split()[1]) for line in lines if line.lower().startswith("content-length:")), 0)
+        return status, lines, b"" if method == "HEAD" else self._file.read(length)
+
+
+def request(method, path, body=None, more=""):
+    length = f"Content-Length: {len(body)}\r\n" if body is not None else ""
+    return f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n{length}{more}\r\n".encode() + (body or b"")
+
+
+def asked(port, method, path, body=None, more="", seconds=5):
+    with Wire(port, seconds) as wire:
+        wire.send(request(method, path, body, more))
+        return wire.answer(method)
+
+
+def without_date(answer):
+    """Without regard to case in the status line and in the names of headers, which Flask and waitress write in ways of their own."""
+    status, lines, body = answer
+    fields = [(name.lower(), value) for name, _, value in (line.partition(": ") for line in lines)]
+    return status.upper(), sorted(field for field in fields if field[0] != "date"), body
+
+
+def status_of(answer):
+    return int(answer[0].split()[1])
+
+
+def header(answer, name):
+    found = [line.partition(": ")[2] for line in answer[1] if line.lower().startswith(name.lower() + ":")]
+    assert len(found) <= 1, f"{name} is there {len(found)} times"
+    return found[0] if found else None
+
+
+# The same answers as those of Flask
+
+
+READS = {
+    "text": Found(b"bar", 41, 1040),
+    "empty": Found(b"", 41, 1040),
+    "utf8": Found("žluť".encode(), 41, 1040),
+    "binary": Found(bytes(range(256)), 41, 1040),
+    "large": Found(b"x" * (1 << 20), 41, 1040),
+    "missing": Found(None, 0, 1039),
+}
+
+
+@pytest.mark.parametrize("query", ["", "?level=stale"])
+@pytest.mark.parametrize("found", READS)
+def test_a_read_is_answered_as_flask_answers_it(node, port, found, query):
+    node.found = READS[found]
+    mine, theirs = asked(port, "GET", f"/db/a/b{query}"), asked(port, "GET", f"/db/a/b{query}", more=NOT_PLAIN)
+    assert without_date(mine) == without_date(theirs)
+    assert header(mine, "Date") and header(mine, "X-Raft-Index") == str(node.found.applied_index)
+    assert [call[1:3] for call in node.calls if call[0] == "read"] == [
+        (Get("a/b"), "stale"), (Get("a/b"), "stale" if query else "linearizable")]
+    assert ("submit_read",) in node.calls or query, "it did not go through the lane"
+    if found == "missing":
+        assert (status_of(mine), mine[2]) == (404, b"")
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT"])
+@pytest.mark.parametrize("body", [b"", b"bar", bytes(range(256)), b"a=1&b=%20+2"])
+def test_a_write_is_answered_as_flask_answers_it(node, port, method, body):
+    curl = "Content-Type: application/x-www-form-urlencoded\r\nAccept: */*\r\nUser-Agent: curl/8\r\n"
+    mine, theirs = (asked(port, method, "/db/a", body, curl + more) for more in (PLAIN, NOT_PLAIN))
+    assert node.calls == [("submit", Set("a", body)), ("propose", Set("a", body), 5.0)]
+    assert without_date(mine) == without_date(theirs)
+    assert (status_of(mine), mine[2], header(mine, "ETag"), header(mine, "X-Raft-Index")) == (200, b"", '"1041"', "1041")
+
+
+@pytest.mark.parametrize("kind", ["deleted", "missing"])
+def test_a_delete_is_answered_as_flask_answers_it(node, port, kind):
+    node.outcome = Outcome(kind, 1041)
+    mine, theirs = (asked(port, "DELETE", "/db/a", more=more) for more in (PLAIN, NOT_PLAIN))
+    assert node.calls == [("submit", Delete("a")), ("propose", Delete("a"), 5.0)]
+    assert without_date(mine) == without_date(theirs)
+    assert status_of(mine) == (200 if kind == "deleted" else 404)
+
+
+FAILURES = [
+    errors.LeadershipLost(), errors.LeadershipLost("two\nlines"), errors.Discarded(), errors.StorageFailed("no room", full=True),
+    errors.StorageFailed("an I/O error"), errors.Stopping(), errors.CommitTimeout("not committed within 5 s"),
+]
+
+
+@pytest.mark.parametrize("failure", FAILURES, ids=str)
+def test_a_write_that_fails_is_answered_as_flask_answers_it(node, port, failure):
+    node.failure = failure
+    mine = asked(port, "POST", "/db/a", b"x")
+    node.error = failure
+    theirs = asked(port, "POST", "/db/a", b"x", NOT_PLAIN)
+    assert node.how() == {"submit", "propose"}
+    assert without_date(mine) == without_date(theirs)
+    assert header(mine, "X-Raft-Retry") == failure.retry
+
+
+@pytest.mark.parametrize("failure", [errors.StorageFailed("the row is damaged"), errors.Stopping()], ids=str)
+@pytest.mark.parametrize("query", ["", "?level=stale"])
+def test_a_read_that_fails_is_answered_as_flask_answers_it(node, port, failure, query):
+    node.error = failure
+    mine, theirs = (asked(port, "GET", f"/db/a{query}", more=more) for more in (PLAIN, NOT_PLAIN))
+    assert without_date(mine) == without_date(theirs)
+
+
+@pytest.mark.parametrize("failure", [errors.StorageFailed("an I/O error"), errors.Stopping(), errors.LeadershipLost()], ids=str)
+def test_a_read_whose_beginning_fails_is_answered_as_flask_answers_it(node, port, failure):
+    node.failure = failure
+    mine = asked(port, "GET", "/db/a")
+    node.error = failure
+    assert without_date(mine) == without_date(asked(port, "GET", "/db/a", more=NOT_PLAIN))
+
+
+def test_a_value_over_the_limit_is_refused_in_the_lane_too(node):
+    """``-max-value`` may be smaller than what the lane takes."""
+    node.settings = replace(node.settings, max_value_bytes=1000)
+    with listening_for(node) as port:
+        answers = [asked(port, "POST", "/db/a", b"x" * 1001, more) for more in (PLAIN, NOT_PLAIN)]
+        assert [status_of(answer) for answer in answers] == [413, 413]
+        assert node.calls == []
+        assert status_of(asked(port, "POST", "/db/a", b"x" * 1000)) == 200
+
+
+KEYS = ["a", "a/b", "a//b", "a/", "a/../b", "..", ".", "~x", "-", "_", "x" * 4096]
+
+
+@pytest.mark.parametrize("key", KEYS, ids=lambda key: key[:10])
+def test_a_key_is_the_same_in_the_lane_as_in_flask(node, port, key):
+    for more in (PLAIN, NOT_PLAIN):
+        assert status_of(asked(port, "POST", f"/db/{key}", b"x", more)) == 200
+    assert [call[:2] for call in node.calls] == [("submit", Set(key, b"x")), ("propose", Set(key, b"x"))]
+
+
+@pytest.mark.parametrize("target", ["/db/", "/db//a", "/db/a%20b", "/db/a%", "/db/a#b", "/db/a?", "/db/a?level=linearizable",
+                                    "/db/a?timeout=5s", "/db/a?level=stale&x", "/db/" + "x" * 4097, "/db/a+b", "/db/ž"], ids=quote)
+def test_what_is_not_plain_goes_to_flask(node, port, target):
+    answer = asked(port, "GET", target)
+    assert "submit_read" not in node.how()
+    assert without_date(answer) == without_date(asked(port, "GET", target, more=NOT_PLAIN))
+
+
+UNUSUAL = ['If-Match: "41"', "If-None-Match: *", "Idempotency-Key: k", "Accept: application/json",
+           "Accept: text/plain;q=0.5, application/problem+json", "X-Raft-Fence: 7"]
+
+
+@pytest.mark.parametrize("field", UNUSUAL)
+def test_a_request_with_an_unusual_header_goes_to_flask(node, port, field):
+    node.outcome, node.failure = Outcome("refused", 41), errors.LeadershipLost()
+    for method in ("POST", "PUT", "DELETE"):
+        mine, theirs = (asked(port, method, "/db/a", b"x", f"{field}\r\n{more}") for more in (PLAIN, NOT_PLAIN))
+        assert without_date(mine) == without_date(theirs)
+        assert "submit" not in node.how()
+    if field.startswith("If-"):
+        assert (status_of(mine), header(mine, "ETag")) == (412, '"41"')
+    if field.startswith("Idempotency"):
+        assert (status_of(mine), header(mine, "X-Raft-Error"), node.calls) == (400, "bad_request", [])
+
+
+def test_other_methods_go_to_flask(node, port):
+    for method, status in (("HEAD", 200), ("OPTIONS", 200), ("PATCH", 405), ("BREW", 405)):
+        answer = asked(port, method, "/db/a", b"" if method != "HEAD" else None)
+        assert (status_of(answer), answer[2] == b"" or status == 405) == (status, True)
+        assert node.how() <= {"read"}
+
+
+def test_head_answers_the_headers_of_get(node, port):
+    get, head = asked(port, "GET", "/db/a"), asked(port, "HEAD", "/db/a")
+    assert without_date(head)[:2] == without_date(get)[:2]
+    assert head[2] == b""
+
+
+# HTTP
+
+
+def test_a_request_of_http_1_0_is_answered_by_flask_and_the_connection_closed(node, port):
+    with Wire(port) as wire:
+        wire.send("POST /db/a HTTP/1.0\r\nContent-Length: 1\r\n\r\nx")
+        assert wire.answer()[0] == "HTTP/1.0 200 OK"
+        assert wire.answer()[0] == ""
+    assert node.how() == {"propose"}
+
+
+@pytest.mark.parametrize("more", [PLAIN, NOT_PLAIN])
+def test_a_chunked_body_arrives_whole(node, port, more):
+    with Wire(port) as wire:
+        for _ in range(2):
+            wire.send(f"POST /db/a HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n{more}\r\n", "3\r\nbar\r\n", "4\r\n\r\n\r\n\r\n")
+            wire.send("0\r\n\r\n")
+            assert status_of(wire.answer()) == 200
+    assert [call[1] for call in node.calls] == 2 * [Set("a", b"bar\r\n\r\n")]
+
+
+def test_a_connection_is_kept_for_lane_and_flask_in_turn(node, port):
+    with Wire(port) as wire:
+        for number in range(40):
+            wire.send(request("POST", f"/db/k{number}", b"%d" % number, (PLAIN, NOT_PLAIN)[number % 2]))
+            assert status_of(wire.answer()) == 200
+    assert [call[1] for call in node.calls] == [Set(f"k{number}", b"%d" % number) for number in range(40)]
+    assert [call[0] for call in node.calls] == 20 * ["submit", "propose"]
+
+
+def test_a_body_that_arrives_in_pieces_is_whole(node, port):
+    with Wire(port) as wire:
+        for piece in (request("POST", "/db/a", b"x" * 60_000)[start:start + 7000] for start in range(0, 70_000, 7000)):
+            wire.send(piece)
+        assert status_of(wire.answer()) == 200
+    assert node.calls == [("submit", Set("a", b"x" * 60_000))]
+
+
+def test_pipelined_requests_are_answered_in_order(node, port):
+    """Though the first of them ends last: lane, Flask, lane, ..., each answer names its request."""
+    node.read = lambda query, *_, **__: Found(query.key.encode(), 41, 1040)
+    node.holds = lambda command: True
+    wanted = []
+    with Wire(port) as wire:
+        pieces = [request("POST", "/db/first", b"x")]
+        for number in range(60):
+            level = "?level=stale" if number % 3 == 0 else ""
+            pieces.append(request("GET", f"/db/k{number}{level}", more=(PLAIN, NOT_PLAIN)[number % 2]))
+            wanted.append(b"k%d" % number)
+        wire.send(*pieces)
+        wait_until(lambda: node.held, "the first write waits")
+        holds_for(0.2, lambda: len(node.calls) == 1, "none overtakes the first")
+        node.release(*node.held[0])
+        assert wire.answer()[2] == b""
+        assert [wire.answer()[2] for _ in wanted] == wanted
+
+
+def test_expect_100_continue_is_answered_before_the_body(node, port):
+    with Wire(port) as wire:
+        head = "POST /db/a HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n"
+        wire.send(head)
+        assert wire.line() == "HTTP/1.1 100 Continue" and wire.line() == ""
+        wire.send("bar")
+        assert status_of(wire.answer()) == 200
+        wire.send(head, "bar")  # it did not wait
+        assert wire.line() == "HTTP/1.1 100 Continue" and wire.line() == ""
+        assert status_of(wire.answer()) == 200
+    assert [call[1] for call in node.calls] == 2 * [Set("a", b"bar")]
+
+
+@pytest.mark.parametrize("first", [NOT_PLAIN, PLAIN], ids=["after-flask", "after-the-lane"])
+def test_expect_100_continue_is_answered_when_the_request_before_is_done(node, port, first):
+    """As ``HTTPChannel.service`` does it: a client that waits for the word would wait in vain, and its body would never be taken."""
+    with Wire(port) as wire:
+        wire.send(request("GET", "/db/a", more=first),
+                  "POST /db/b HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n")
+        assert status_of(wire.answer()) == 200
+        assert wire.line() == "HTTP/1.1 100 Continue" and wire.line() == ""
+        wire.send("bar")
+        assert status_of(wire.answer()) == 200
+    assert node.calls[-1][1] == Set("b", b"bar")
+
+
+def test_a_malformed_request_behind_a_plain_one_is_refused(node, port):
+    with Wire(port) as wire:
+        wire.send(request("GET", "/db/a"), "GET /db/a HTTP/1.1\r\nContent-Length: x\r\n\r\n")
+        assert [status_of(wire.answer()), status_of(wire.answer())] == [200, 400]
+
+
+# Waiting
+
+
+def test_clients_that_have_gone_are_forgotten(node, port, caplog):
+    node.holds = lambda command: True
+    wires = [Wire(port) for _ in range(20)]
+    for wire in wires:
+        wire.send(request("POST", "/db/a", b"x"))
+    wait_until(lambda: len(node.held) == 20, "all wait")
+    for number, wire in enumerate(wires):
+        if number % 2:
+            wire.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # with a reset
+        wire.__exit__()
+    for held in node.held:
+        node.release(*held)
+    node.holds = lambda command: False
+    assert status_of(asked(port, "POST", "/db/b", b"x")) == 200
+    assert not [record for record in caplog.records if record.levelname in ("ERROR", "CRITICAL") or record.exc_info]
+
+
+@pytest.mark.parametrize("refusal", [errors.NotLeader(leader="http://localhost:4002"), errors.Overloaded("too many"), errors.Stopping(),
+                                     errors.NoLeader("it is being handed over")], ids=str)
+@pytest.mark.parametrize(("method", "body"), [("POST", b"body" * 2000), ("PUT", b""), ("DELETE", None)])
+def test_a_write_that_the_node_refuses_goes_to_flask_with_its_body(node, port, refusal, method, body):
+    node.refusal = node.error = refusal
+    mine, theirs = (asked(port, method, "/db/a", body, more) for more in (PLAIN, NOT_PLAIN))
+    command = Delete("a") if method == "DELETE" else Set("a", body)
+    assert node.calls == [("submit", command), ("propose", command, 5.0), ("propose", command, 5.0)]
+    assert without_date(mine) == without_date(theirs)
+    assert (status_of(mine), header(mine, "X-Raft-Error")) == (refusal.status, refusal.code)
+    if isinstance(refusal, errors.NotLeader):
+        assert mine[2] == b"raft.Server: Not current leader\n"
+
+
+@pytest.mark.parametrize("why", ["no leader", "it leads no longer"])
+def test_a_read_without_a_leader_goes_to_flask_which_waits_for_one(node, port, why):
+    node.refusal, node.read_result = (errors.NoLeader(), None) if why == "no leader" else (None, 0)
+    with Wire(port) as wire:
+        wire.send(2 * request("GET", "/db/a"))
+        assert [wire.answer()[2], wire.answer()[2]] == [b"bar", b"bar"]
+    assert node.calls == 2 * [("submit_read",), ("read", Get("a"), "linearizable", 0, 5.0)]
+
+
+def test_a_stale_read_asks_for_no_leader(node, port):
+    node.refusal = errors.NoLeader()
+    assert asked(port, "GET", "/db/a?level=stale")[2] == b"bar"
+    assert node.calls == [("read", Get("a"), "stale", 0, 5.0)]
+
+
+def test_a_write_is_answered_once_in_time_though_it_is_committed_later(node, port):
+    node.settings, node.holds = replace(node.settings, write_timeout_seconds=0.4), lambda command: command.key == "slow"
+    with Wire(port) as wire:
+        began = time.monotonic()
+        wire.send(request("POST", "/db/slow", b"x"))
+        answer = wire.answer()
+        assert 0.4 <= time.monotonic() - began < 2.5
+        assert (status_of(answer), header(answer, "X-Raft-Error"), header(answer, "X-Raft-Retry")) == (504, "commit_timeout", "maybe")
+        node.release(*node.held[0])
+        for number in range(5):
+            wire.send(request("POST", f"/db/{number}", b"x"))
+            assert status_of(wire.answer()) == 200
+        wire.socket.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            wire.socket.recv(1)
+
+
+def test_a_read_that_nobody_confirms_ends_in_time(node, port):
+    node.settings, node._future = replace(node.settings, write_timeout_seconds=0.4), lambda value: Future()
+    answer = asked(port, "GET", "/db/a")
+    assert (status_of(answer), header(answer, "X-Raft-Error"), header(answer, "X-Raft-Retry")) == (503, "no_quorum", "safe")
+
+
+def test_two_hundred_writes_that_wait_hold_no_thread_and_keep_nobody_out(node, port):
+    node.holds = lambda command: True
+    before = threading.active_count()
+    wires = [Wire(port) for _ in range(200)]
+    for number, wire in enumerate(wires):
+        wire.send(request("POST", f"/db/k{number}", b"x"))
+    wait_until(lambda: len(node.held) == 200, "all wait")
+    assert threading.active_count() <= before
+    began = time.monotonic()
+    for path in ("/livez", "/status", "/db/a", "/db/a?level=stale", "/db/a?timeout=5s"):
+        assert status_of(asked(port, "GET", path)) == 200
+    assert time.monotonic() - began < 1
+    for held in reversed(node.held):
+        node.release(*held)
+    assert {status_of(wire.answer()) for wire in wires} == {200}
+    for wire in wires:
+        wire.__exit__()
+
+
+def test_writes_that_are_done_in_many_threads_are_each_answered_once(node, port):
+    node.holds = lambda command: True
+    wires = [Wire(port) for _ in range(64)]
+    for round_number in range(5):
+        node.held.clear()
+        for wire in wires:
+            wire.send(request("POST", f"/db/k{round_number}", b"x"))
+        wait_until(lambda: len(node.held) == len(wires), "all wait")
+        threads = [threading.Thread(target=partial(node.release, *held)) for held in list(node.held)]
+        for thread in threads:
+            thread.start()
+        assert {status_of(wire.answer()) for wire in wires} == {200}
+        for thread in threads:
+            thread.join()
+    for wire in wires:
+        wire.__exit__()
+
+
+# What one client must not do to the others
+
+
+def test_a_client_that_does_not_read_its_answers_holds_nobody_up(node, port):
+    """waitress makes who writes wait while much is unsent; the thread that reads requests is the one that sends, and must not."""
+    node.found = Found(b"x" * (1 << 20), 41, 1040)
+    with Wire(port) as deaf:
+        deaf.send(*(200 * [request("GET", "/db/a")]))
+        wait_until(lambda: len(node.calls) > 10, "it is being answered")
+        for _ in range(5):
+            assert status_of(asked(port, "GET", "/livez", seconds=3)) == 200
+            node_answer = asked(port, "GET", "/db/a?level=stale", seconds=3)
+            assert status_of(node_answer) == 200
+
+
+def test_all_answers_arrive_at_a_client_that_reads_late(node, port):
+    node.found = Found(b"x" * 100_000, 41, 1040)
+    with Wire(port, 10) as wire:
+        wire.send(*(100 * [request("GET", "/db/a")]))
+        wait_until(lambda: len(node.calls) > 10, "it is being answered")
+        assert {len(wire.answer()[2]) for _ in range(100)} == {100_000}
+
+
+def test_a_fault_of_ours_in_one_answer_does_not_end_the_lane(node, port):
+    """Flask would say 500, and log it; here the one connection may close, but everybody else is served."""
+    def fail(*_, **__):
+        raise RuntimeError("a fault")
+    node.read, good = fail, node.read
+    with Wire(port, 2) as wire:
+        wire.send(request("GET", "/db/a"))
+        wait_until(lambda: ("submit_read",) in node.calls, "it is taken")
+        holds_for(0.2, lambda: True, "it fails")
+    node.read = good
+    assert status_of(asked(port, "GET", "/db/a", seconds=2)) == 200
+    assert status_of(asked(port, "POST", "/db/a", b"x", seconds=2)) == 200
+
+
+def test_who_waits_when_the_server_stops_is_told_so():
+    """``Server.stop``: the node fails what waits, and then the listener is stopped."""
+    for _ in range(10):
+        node = LaneNode()
+        node.holds = lambda command: True
+        listening = listener.bind("127.0.0.1", 0)
+        serving = listener.Listener(listening, create_app(node, "1.2.3"), NoPeers(), node).start()
+        wires = [Wire(listening.getsockname()[1]) for _ in range(10)]
+        for wire in wires:
+            wire.send(request("POST", "/db/a", b"x"))
+        wait_until(lambda node=node: len(node.held) == 10, "all wait")
+        for _, future in node.held:
+            future.set_exception(errors.LeadershipLost())
+        serving.stop()
+        assert [wire.answer()[0] for wire in wires] == 10 * ["HTTP/1.1 503 Service Unavailable"]
+        for wire in wires:
+            wire.__exit__()
+
+
+# A real server
+
+
+@pytest.mark.cluster
+def test_a_real_server_answers_the_same_with_and_without_the_lane(tmp_path):
+    steps = [("GET", None), ("POST", b"one"), ("GET", None), ("PUT", bytes(range(256))), ("GET", None), ("DELETE", None), ("GET", None),
+             ("DELETE", None), ("POST", b"")]
+    with Cluster(tmp_path, 1) as cluster:
+        for how, key in (((PLAIN, ""), "mine"), ((NOT_PLAIN, "?timeout=5s"), "theirs")):
+            answers = []
+            for method, body in steps:
+                status, lines, value = asked(cluster[1].port, method, f"/db/{key}{how[1]}", body, how[0])
+                lines = [re.sub(r"^(X-Raft-Index|ETag): \S+", r"\1", line, flags=re.IGNORECASE) for line in lines]
+                answers.append(without_date((status, lines, value)))
+            if key == "mine":
+                mine = answers
+        assert mine == answers
+        assert [int(answer[0].split()[1]) for answer in mine] == [404, 200, 200, 200, 200, 200, 404, 404, 200]
+        client = http.client.HTTPConnection("127.0.0.1", cluster[1].port, timeout=5)
+        for number in range(100):
+            client.request("POST", f"/db/k{number}", b"x")
+            answer = client.getresponse()
+            index = int(answer.headers["X-Raft-Index"] if answer.read() == b"" else 0)
+            client.request("GET", f"/db/k{number}")
+            answer = client.getresponse()
+            assert (answer.read(), answer.headers["ETag"], int(answer.headers["X-Raft-Index"]) >= index) == (b"x", f'"{index}"', True)
+        client.close()
