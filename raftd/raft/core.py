@@ -220,8 +220,9 @@ class Raft:
                 self._fail_reads(reads + asked)
 
     def step_down(self, reason):
-        """Neither lead nor stand for election until the next election timeout."""
-        self._become_follower(self.term, None, reason)
+        """Neither lead nor stand for election until the next election timeout; a follower does neither."""
+        if not isinstance(self.role, Follower):
+            self._become_follower(self.term, None, reason)
 
     def abandon_reads(self):
         """Fail every read that waits."""

@@ -71,6 +71,12 @@ class AppendEntries:
     leader_commit: int = 0
     round: int = 0
 
+    def __str__(self):
+        """For the log: which entries, not what they say."""
+        entries = f"{self.entries[0].index}..{self.entries[-1].index}" if self.entries else "none"
+        return (f"AppendEntries(term={self.term}, leader_id={self.leader_id}, prev_log_index={self.prev_log_index}, "
+                f"prev_log_term={self.prev_log_term}, entries={entries}, leader_commit={self.leader_commit}, round={self.round})")
+
 
 @dataclass(frozen=True, slots=True)
 class AppendEntriesReply:
@@ -106,6 +112,11 @@ class InstallSnapshot:
     checksum: bytes
     offset: int
     data: bytes = b""
+
+    def __str__(self):
+        """For the log: which bytes, not what they are."""
+        return (f"InstallSnapshot(term={self.term}, leader_id={self.leader_id}, last_included_index={self.last_included_index}, "
+                f"size={self.size}, offset={self.offset}, data={len(self.data)} bytes)")
 
 
 @dataclass(frozen=True, slots=True)
