@@ -42,10 +42,14 @@ def voters_at(addresses, cluster, stopping):
         except _NO_ANSWER as error:
             log.debug("no answer address=%s error=%s", address, _reason(error))
             continue
-        if status["cluster"] != cluster:
-            raise StartupError(f"the data path belongs to another cluster than {address}; use an empty data path to join that one")
+        _check_cluster(status, cluster, address)
         return voters
     return None
+
+
+def _check_cluster(status, cluster, address):
+    if status["cluster"] != cluster:
+        raise StartupError(f"the data path belongs to another cluster than {address}; use an empty data path to join that one")
 
 
 def _until(stopping, addresses):
@@ -90,9 +94,8 @@ class Joiner:
         pause, warned = PAUSE_SECONDS, False
         while not self._stopping.wait(pause):
             try:
-                voters = voters_at(self._addresses, cluster, self._stopping)
-                if voters is not None and self._name not in voters:
-                    log.warning("this node is no voter of its cluster any more; to take it in again, start it with -join")
+                if self._was_removed_from(cluster):
+                    log.warning("this node is no member of its cluster any more; to take it in again, start it with -join")
                     return
                 self.join()
                 log.info("told the cluster the new address address=%s", self._body["connectionString"])
@@ -101,6 +104,18 @@ class Joiner:
                 if not warned and not self._stopping.is_set():
                     log.warning("the cluster does not know the new address yet, and is asked again reason=%s", error)
                 warned, pause = True, min(2 * pause, MOST_PAUSE_SECONDS)
+
+    def _was_removed_from(self, cluster):
+        """True if the leader says so; others may not know yet that this node is a member, or that it is not."""
+        for address in _until(self._stopping, self._addresses):
+            try:
+                status = _status(_status(address)["leader"]["address"])
+                _check_cluster(status, cluster, address)
+                if status["role"] == "leader":
+                    return self._name not in [member["name"] for member in status["members"]]
+            except _NO_ANSWER as error:
+                log.debug("no answer address=%s error=%s", address, _reason(error))
+        return False
 
     def _ask(self, address):
         """One round with the server at *address*; a follower names the leader, which is asked at once."""

@@ -148,7 +148,7 @@ class Lane:
                 self._answer_error(channel, error, applied.index)
             else:
                 self._write(channel, 200, done_fields(applied.index, etag))
-        elif future.result():
+        elif future.result() and not self._node.is_installing:
             try:
                 self._answer_value(channel, self._node.read(Get(key), "stale"))  # the state is new enough by now
             except RaftdError as failure:
@@ -179,6 +179,8 @@ class Lane:
     def _release(self, channel):
         """What ``HTTPChannel.service`` does after a request: the next one may begin."""
         channel.requests[0].close()
+        if channel.current_outbuf_count > 0:  # the next answer begins a new buffer, or this one would keep what it has sent
+            channel.current_outbuf_count = channel.adj.outbuf_high_watermark
         with channel.requests_lock:
             channel.requests.pop(0)
             more, partial = channel.connected and bool(channel.requests), channel.request

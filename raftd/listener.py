@@ -90,7 +90,7 @@ class Wake(trigger):
         super().__init__(sockets)
 
     def readable(self):
-        self._expire()
+        self._run(self._expire)
         return True
 
     def handle_read(self):
@@ -98,7 +98,14 @@ class Wake(trigger):
             self.recv(8192)
         except OSError:
             return
-        self._finish()
+        self._run(self._finish)
+
+    @staticmethod
+    def _run(function):
+        try:
+            function()
+        except Exception:  # waitress would end the loop that serves everybody, or this trigger
+            log.exception("waiting requests could not be answered")
 
 
 class Dispatcher:

@@ -5,7 +5,7 @@ import time
 from dataclasses import replace
 from functools import partial
 
-from raftd.errors import BadRequest, CommitTimeout, NoQuorum, NotFound, NotLeader, PeerUnreachable
+from raftd.errors import BadRequest, CommitTimeout, LeadershipLost, NoQuorum, NotFound, NotLeader, PeerUnreachable, RaftdError
 from raftd.raft.configuration import Member
 
 log = logging.getLogger(__name__)
@@ -25,8 +25,13 @@ def join(node, identify, name, address, voter, deadline):
     newcomer = Member(name, address, False, identity["id"])
     node.change_configuration(partial(_with_address, newcomer=newcomer, voter=voter), deadline)
     if voter and node.look(lambda raft: raft.configuration.members.get(name)) != replace(newcomer, voter=True):
-        _wait_until_caught_up(node, newcomer, deadline)
-        node.change_configuration(partial(_promoted, newcomer=newcomer), deadline)
+        try:
+            _wait_until_caught_up(node, newcomer, deadline)
+            node.change_configuration(partial(_promoted, newcomer=newcomer), deadline)
+        except RaftdError as error:
+            if error.retry != "safe":
+                raise
+            raise LeadershipLost(f"{name} is a learner, and may be more by now: {error}", error.leader) from error
         log.info("joined peer=%s address=%s", name, address)
 
 

@@ -53,7 +53,7 @@ log = logging.getLogger(__name__)
 
 TRACE = 5  # below DEBUG: each RPC
 MAX_APPLY_BYTES = 1 << 20  # commands in one transaction of the state machine
-MAX_READY_LAG = 1000  # entries; a server further behind than that is not ready
+MAX_READY_LAG = 20_000  # entries; more than a busy server has in flight: one further behind is not ready
 RETRY_SECONDS = 0.5  # between attempts to use a disk that has failed
 
 
@@ -351,6 +351,10 @@ class Node:
             return self._submit_read_locked()
 
     def _submit_read_locked(self):
+        if self._raft.withdrawn:  # what would have to be applied first cannot be
+            raise StorageFailed(self._raft.withdrawn)
+        if len(self._applied_waiters) >= self.settings.max_waiting_writes:
+            raise Overloaded(f"{len(self._applied_waiters)} reads are waiting; try again in a second")
         future = Future()
         self._raft.tick(time.monotonic())
         self._raft.read_index(future)
@@ -459,6 +463,11 @@ class Node:
         return f"; out of reach: {', '.join(lost)}" if lost else ""
 
     # What a node tells of itself
+
+    @property
+    def is_installing(self):
+        """True while another server's state takes the place of this one's: reads wait for that."""
+        return self._install is not None
 
     def out_of_reach(self):
         """The end of a line that says why something is not served: the peers that do not answer, or nothing."""
@@ -587,6 +596,7 @@ class Node:
         """Only a committed configuration is a fact to decide by: another may still be rolled back."""
         self._check_running_locked()
         self._tick_locked()
+        self._settle_locked()
         raft = self._raft
         if not raft.is_leader:
             raise NotLeader(leader=self._leader_url_locked())

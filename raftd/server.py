@@ -60,6 +60,7 @@ class DataPath:
         self.path = path
         self._made = not os.path.exists(path)
         self._keep = True
+        self.has_storage = False  # once it is there, only ``take_back`` makes ``close`` remove anything
         try:
             os.makedirs(path, exist_ok=True)
             self._lock = DirectoryLock(path)
@@ -82,7 +83,7 @@ class DataPath:
         self._keep = not self.is_new
 
     def close(self):
-        if not self._keep or (self._made and not self._holds("raft.db")):
+        if not self._keep or (self._made and not self.has_storage):
             for name in os.listdir(self.path):
                 if _OUR_FILES.fullmatch(name):
                     os.remove(os.path.join(self.path, name))
@@ -132,6 +133,7 @@ class Server:
 
     def _open_storage(self):
         storage = self._create() if self._data.is_new else self._recover()
+        self._data.has_storage = True
         self._closers.append(storage.close)
         return storage
 

@@ -49,8 +49,10 @@ class Straw:
 
             def do_GET(self):
                 members = [{"name": name, "voter": True} for name in straw.voters]
+                status = {"cluster": straw.cluster, "members": members, "role": "leader",
+                          "leader": {"name": "n1", "address": straw.address}}
                 if self.path == "/status":
-                    self._answer(((200, None, None), json.dumps({"cluster": straw.cluster, "members": members}).encode()))
+                    self._answer(((200, None, None), json.dumps(status).encode()))
                 elif straw.leader is SILENT or straw.leader[0] != 200:
                     self._answer(straw.leader)
                 else:

@@ -1,6 +1,7 @@
 """The express lane: what it answers is what Flask would, in order, once, and no thread waits for it. Over real sockets, to a stub node."""
 
 import http.client
+import os
 import re
 import socket
 import threading
@@ -9,11 +10,12 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 
-from cluster import Cluster, holds_for, wait_until
+from cluster import Client, Cluster, holds_for, wait_until
 from raftd import errors, listener
 from raftd.config import Settings
 from raftd.kv import Delete, Found, Get, Outcome, Set, decode
@@ -32,6 +34,8 @@ class LaneNode(StubNode):
     def __init__(self):
         super().__init__()
         self.holds, self.held, self.refusal, self.read_result, self.failure = lambda command: False, [], None, 1041, None
+
+    is_installing = False
 
     def out_of_reach(self):
         return "; out of reach: n3"
@@ -580,3 +584,27 @@ def test_a_real_server_answers_the_same_with_and_without_the_lane(tmp_path):
             answer = client.getresponse()
             assert (answer.read(), answer.headers["ETag"], int(answer.headers["X-Raft-Index"]) >= index) == (b"x", f'"{index}"', True)
         client.close()
+
+
+def test_answers_that_are_sent_hold_no_memory(tmp_path):
+    """A connection that is kept open keeps the bytes of no answer that it has sent."""
+    with Cluster(tmp_path, size=1) as cluster:
+        server = cluster[1]
+        assert server.put("large", b"x" * 100_000).status == 200
+        clients = [Client(server.address) for _ in range(8)]
+        try:
+            for client in clients:
+                assert client.call("GET", "/db/large").status == 200
+            before = resident_bytes(server)
+            for client in clients:
+                for _ in range(100):
+                    assert client.call("GET", "/db/large").status == 200
+            assert resident_bytes(server) - before < 32 << 20, "far less than the 80 MB that were sent"
+        finally:
+            for client in clients:
+                client.close()
+
+
+def resident_bytes(server):
+    fields = Path(f"/proc/{server.process.pid}/statm").read_text().split()
+    return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")

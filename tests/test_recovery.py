@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from cluster import RAFTD, the_fault_lasts, wait_until
+from cluster import RAFTD, Cluster, the_fault_lasts, wait_until
 from raftd import wire
 from raftd.config import Settings
 from raftd.errors import (
@@ -451,3 +451,13 @@ def test_reads_that_fail_are_asked_again_with_pauses():
         nodes.machines[leader.name].failure = None
         nodes.wires.cut()
         nodes.leader()
+
+
+def test_a_stop_removes_no_files_of_a_server_that_has_run(tmp_path):
+    """Not even in a directory that this very process made, and although its log is gone: the state may be all that is left."""
+    with Cluster(tmp_path, size=1) as cluster:
+        server = cluster[1]
+        assert server.put("key", b"value").status == 200
+        (server.path / "raft.db").rename(tmp_path / "elsewhere")
+        server.terminate()
+        assert (server.path / "state.db").exists()
