@@ -457,8 +457,9 @@ def depose(nodes, leader, successor):
 def test_an_entry_that_is_overwritten_is_certainly_not_applied():
     with clients(1) as pool, group() as nodes:
         leader = nodes.leader()
-        nodes.wires.lose = lambda sender, _, request: "request" if sender == leader.name and getattr(request, "entries", ()) else None
         last = leader.status()["last_log_index"]
+        wait_until(lambda: all(node.status()["last_log_index"] == last for node in nodes.followers(leader)), "any of them could lead")
+        nodes.wires.lose = lambda sender, _, request: "request" if sender == leader.name and getattr(request, "entries", ()) else None
         write = pool.submit(leader.propose, b"lost", 20)
         wait_until(lambda: leader.status()["last_log_index"] > last, "it is in the log")
         successor = nodes.followers(leader)[0]

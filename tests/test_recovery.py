@@ -403,6 +403,8 @@ def test_a_proposal_of_a_new_leadership_does_not_die_with_those_of_the_old_one()
     """It leads, is deposed with a write under way, and leads again, all within an election timeout."""
     with clients(2) as pool, group() as nodes:
         leader = nodes.leader()
+        wait_until(lambda: len({node.status()["last_log_index"] for node in nodes.followers(leader)} | {
+            leader.status()["last_log_index"]}) == 1, "any of them could lead")
         lost = threading.Event()
         lost.set()
 
