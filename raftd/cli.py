@@ -19,12 +19,11 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from raftd import __version__
-from raftd.config import Settings, duration
+from raftd.config import TRACE, Settings, duration
 from raftd.errors import RaftdError, StartupError
 
 log = logging.getLogger(__name__)
 
-TRACE = 5  # a level of logging below DEBUG: every RPC
 
 # One value must leave room for others among the writes that wait (Settings.max_waiting_bytes).
 _LARGEST_VALUE_BYTES = Settings.max_waiting_bytes // 2

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0}
 
 MAX_KEY_BYTES = 4096
+TRACE = 5  # a level of logging below DEBUG: every RPC
 
 
 def duration(text):

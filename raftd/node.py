@@ -26,7 +26,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from raftd import membership
-from raftd.config import Settings
+from raftd.config import TRACE, Settings
 from raftd.errors import (
     REPLACE_NODE,
     CommitTimeout,
@@ -51,7 +51,6 @@ from raftd.raft.roles import Candidate, Leader
 
 log = logging.getLogger(__name__)
 
-TRACE = 5  # below DEBUG: each RPC
 MAX_APPLY_BYTES = 1 << 20  # commands in one transaction of the state machine
 MAX_READY_LAG = 20_000  # entries; more than a busy server has in flight: one further behind is not ready
 RETRY_SECONDS = 0.5  # between attempts to use a disk that has failed

@@ -14,11 +14,11 @@ import time
 from contextlib import closing
 
 from raftd import wire
+from raftd.config import TRACE
 from raftd.errors import PeerUnreachable, Refusal
 
 log = logging.getLogger(__name__)
 
-TRACE = 5  # below DEBUG: each RPC
 MAX_CONNECTIONS = 128  # of peers to one server: two for each, and those of members that are not known here yet
 _RECEIVE_BYTES, _MOST_BYTES = 1 << 16, 1 << 20  # one system call asks for at least, at most so much
 _MAX_HEAD = 8192  # bytes of an HTTP head between peers
