@@ -132,6 +132,7 @@ class Node:
         self._incoming_lock = threading.Lock()  # held while a chunk is written: chunks of one snapshot come one after the other
         self._stopping = threading.Event()
         self._silent = None  # the StorageFailed that made this server silent for Raft
+        self._catch_up_to = None  # what was committed when it was first asked, since its files were opened, whether it is ready
         self._threads = []
         self._started_at = time.monotonic()
         self._raft = self._restore(storage.load())
@@ -552,7 +553,10 @@ class Node:
             if raft.is_leader and raft.commit_index < raft.role.first_index:
                 return f"no entry of term {raft.term} is committed yet{self._lost_peers_locked()}"
             known_commit = raft.commit_index if raft.is_leader else raft.role.leader_commit
-            if raft.last_applied < known_commit - MAX_READY_LAG:
+            if not known_commit:
+                return f"{raft.leader_id} has not told yet what is committed"
+            self._catch_up_to = self._catch_up_to or known_commit
+            if raft.last_applied < max(self._catch_up_to, known_commit - MAX_READY_LAG):
                 return f"catching up: {raft.last_applied} of {known_commit} entries are applied"
             if self.name not in raft.configuration.members:
                 return "not a member of the cluster"
@@ -928,7 +932,7 @@ class Node:
                 if self._stopping.is_set():
                     return False
                 self._raft = self._restore(saved)
-                self._silent = None
+                self._silent = self._catch_up_to = None
                 self._settle_locked()
                 for link in self._all_links_locked():
                     link.wake.notify()

@@ -610,6 +610,27 @@ def test_a_state_that_cannot_be_written_is_tried_again_and_not_applied_twice():
         assert nodes.commands_everywhere() == [b"a", b"b"]
 
 
+def test_a_node_is_ready_once_it_has_what_was_committed_when_it_came_back():
+    """Few entries or many, lost on the way or not yet applied: a linearizable read would wait, so it is not ready."""
+    with group() as nodes:
+        leader = nodes.leader()
+        name = nodes.followers(leader)[0].name
+        nodes[int(name[1:])].stop()
+        leader.propose(b"a", 5)
+        machine, lost = nodes.machines[name], True
+        machine.ready.clear()
+        nodes.wires.lose = lambda _, receiver, request: (
+            "request" if lost and receiver == name and getattr(request, "entries", ()) else None)
+        node = nodes.add(name)
+        wait_until(lambda: node.leader(), "it hears the leader")
+        holds_for(0.3, node.not_ready, "it lacks an entry")
+        lost = False
+        wait_until(lambda: "catching up" in (node.not_ready() or "") and machine.reached.is_set(), "it has the entry, and applies it")
+        machine.ready.set()
+        wait_until(lambda: node.not_ready() is None, "it is ready")
+        assert node.read(None, "stale") == [b"a"]
+
+
 def test_a_vote_does_not_leave_before_it_is_durable():
     with group() as nodes:
         leader = nodes.leader()

@@ -434,6 +434,7 @@ class Raft:
         if request.term < self.term:
             return Answer(request, lambda: AppendEntriesReply(self.term, False))
         self._hear_leader(request)
+        self.role.leader_commit = max(self.role.leader_commit, request.leader_commit)
         if not self.log.matches(request.prev_log_index, request.prev_log_term):
             index, term = self.log.conflict(request.prev_log_index)
             return Answer(request, lambda: AppendEntriesReply(self.term, False, 0, index, term))
@@ -449,7 +450,6 @@ class Raft:
             self._log_changed_from(first_new)
         last_new = request.prev_log_index + len(request.entries)
         self.role.matched_index = max(self.role.matched_index, last_new)
-        self.role.leader_commit = max(self.role.leader_commit, request.leader_commit)
         self.commit_index = max(self.commit_index, min(request.leader_commit, last_new))
 
     def _appended_reply(self, request, matched):

@@ -27,7 +27,7 @@ class Follower:
 
     last_heard     when the leader was last heard, on the clock that ``tick`` tells
     matched_index  up to here the log is known to be that of ``leader_id``
-    leader_commit  the newest commit_index it told
+    leader_commit  the newest commit_index it told, much of which may still be missing here; 0 before it told any
     reads          reads to ask the leader about
     asked, asking  those of the request under way, and that request
     """
