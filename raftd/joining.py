@@ -12,6 +12,7 @@ log = logging.getLogger(__name__)
 
 PATIENCE_SECONDS = 5.0  # nobody answers, or no leader is known: members that start at the same time need a moment
 ANSWER_SECONDS = 1.0  # what one request may take; then the leader says that it is still at work
+WITHDRAW_SECONDS = 1.5  # who is told to stop must be gone soon
 PAUSE_SECONDS = 0.2
 MOST_PAUSE_SECONDS = 10.0
 _NO_ANSWER = (requests.RequestException, ValueError, KeyError, TypeError)
@@ -145,15 +146,25 @@ class Joiner:
 
     def withdraw(self):
         """The join has failed: ask the cluster, which may have begun to take this node in, to forget it. True if it has."""
+        deadline = time.monotonic() + WITHDRAW_SECONDS
         for address in self._addresses:
             try:
-                found = requests.get(f"http://{address}/leader", timeout=ANSWER_SECONDS).json()["address"]
-                answer = requests.delete(f"http://{found}/members/{self._name}?timeout={ANSWER_SECONDS:g}s", timeout=2 * ANSWER_SECONDS)
+                found = requests.get(f"http://{address}/leader", timeout=_until_deadline(deadline)).json()["address"]
+                answer = requests.delete(f"http://{found}/members/{self._name}?timeout={ANSWER_SECONDS:g}s",
+                                         timeout=_until_deadline(deadline))
                 if answer.ok or answer.headers.get("X-Raft-Error") == "not_found":
                     return True
             except _NO_ANSWER as error:
                 log.debug("nobody to take the join back address=%s error=%s", address, _reason(error))
         return False
+
+
+def _until_deadline(deadline):
+    """The time a request may take. Raises Timeout when there is none left."""
+    remaining = deadline - time.monotonic()
+    if remaining <= 0:
+        raise requests.Timeout()
+    return min(remaining, ANSWER_SECONDS)
 
 
 def _was_not_sent(error):

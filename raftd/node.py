@@ -150,11 +150,12 @@ class Node:
             if entry.kind == CONFIGURATION:
                 configurations.append(entry.index, Configuration.decode(entry.command))
         was_installed = position.index == position.installed_index and position.index > 0
-        agrees = raft_log.term_at(position.index) == position.term
+        agrees = raft_log.term_at(position.index) == position.term and (
+            position.index == 0 or configurations.at(position.index)[1].encode() == position.configuration)
         if not agrees and not (was_installed and position.index > base.index):
             raise DamagedFiles(
                 f"state.db stands at entry {position.index} of term {position.term}, but the log in raft.db has entries {base.index + 1} "
-                f"to {raft_log.last_index} and not that one: a file was lost or exchanged; {REPLACE_NODE}")
+                f"to {raft_log.last_index} and not that one with those members: a file was lost or exchanged; {REPLACE_NODE}")
         applied = position.index if agrees else base.index
         raft = Raft(self.name, saved.hard_state, raft_log, configurations, applied, self.settings, self._random, time.monotonic())
         if not agrees:  # a crash came between the installation of a snapshot and the log

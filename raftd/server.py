@@ -6,13 +6,15 @@ import re
 import secrets
 import signal
 import threading
+from contextlib import suppress
 
 from raftd import __version__, listener
-from raftd.errors import REPLACE_NODE, DamagedFiles, Refusal, StartupError
+from raftd.errors import REPLACE_NODE, DamagedFiles, Refusal, StartupError, Stopping, StorageFailed
 from raftd.joining import Joiner, find_cluster, voters_at
 from raftd.kv import KeyValueStore
 from raftd.node import Node
 from raftd.raft.configuration import NOBODY, Configuration, Member
+from raftd.sqlitefile import present, sync_directory
 from raftd.storage import DirectoryLock, Identity, Storage, new_id
 from raftd.transport import PeerServer, Transport
 from raftd.web import create_app
@@ -20,6 +22,7 @@ from raftd.web import create_app
 log = logging.getLogger(__name__)
 
 HAND_OVER_SECONDS = 1.0
+PAUSE_SECONDS = 0.005  # between the steps in which the state is verified
 _OUR_FILES = re.compile(r"(raft|state)\.db(-wal|-shm|-journal|\.new)?|state\.db\.(incoming|outgoing)-[0-9]+(-journal)?")
 
 
@@ -54,42 +57,71 @@ def run(options):
 
 
 class DataPath:
-    """The directory of one server: made if it is not there, locked, and taken back if the start fails."""
+    """The directory of one server: made if it is not there, locked, and taken back by ``close`` if it is new and was not kept.
+
+    Raises StartupError when it cannot be used, DamagedFiles when a part of it is missing.
+    """
 
     def __init__(self, path):
         self.path = path
-        self._made = not os.path.exists(path)
-        self._keep = True
-        self.has_storage = False  # once it is there, only ``take_back`` makes ``close`` remove anything
         try:
-            os.makedirs(path, exist_ok=True)
+            self._made = _make_directories(os.path.abspath(path))
             self._lock = DirectoryLock(path)
+            try:
+                self.is_new = not Storage.exists(path)
+                self._keep = not self.is_new
+                if self.is_new:
+                    self._check_empty()
+            except BaseException:
+                self._lock.release()
+                raise
         except (FileExistsError, NotADirectoryError):
             raise StartupError(f"{path} is not a directory; raftd needs one of its own") from None
         except OSError as error:
             raise StartupError(f"{path} cannot be used: {error.strerror}") from error
-        self.is_new = not Storage.exists(path)
+
+    def _check_empty(self):
+        """Nothing of a server whose log is gone: SQLite would even apply an old WAL to a new file."""
         orphans = [name for name in ("raft.db-wal", "raft.db-journal", "state.db", "state.db-wal") if self._holds(name)]
-        if self.is_new and orphans:  # SQLite would even apply an old WAL to a new file
-            raise DamagedFiles(f"{path} has {' and '.join(orphans)} but no raft.db, so the log is lost; {REPLACE_NODE}")
-        if self.is_new and self._holds("log") and self._holds("conf"):
-            raise StartupError(f"{path} holds data of the original raftd, which this one cannot read; choose another data path")
+        if orphans:
+            raise DamagedFiles(f"{self.path} has {' and '.join(orphans)} but no raft.db, so the log is lost; {REPLACE_NODE}")
+        if self._holds("log") and self._holds("conf"):
+            raise StartupError(f"{self.path} holds data of the original raftd, which this one cannot read; choose another data path")
 
     def _holds(self, name):
-        return os.path.exists(os.path.join(self.path, name))
+        return present(os.path.join(self.path, name))
+
+    def keep(self):
+        """From now on somebody may rely on the files."""
+        self._keep = True
 
     def take_back(self):
-        """The start has failed and nobody relies on the new files: ``close`` removes them."""
+        """The start has failed and nobody relies on the files after all, if they are new."""
         self._keep = not self.is_new
 
     def close(self):
-        if not self._keep or (self._made and not self.has_storage):
+        if not self._keep:
             for name in os.listdir(self.path):
                 if _OUR_FILES.fullmatch(name):
                     os.remove(os.path.join(self.path, name))
-            if self._made:
-                os.rmdir(self.path)
+            for directory in reversed(self._made):
+                with suppress(OSError):  # somebody else has put something there
+                    os.rmdir(directory)
         self._lock.release()
+
+
+def _make_directories(path):
+    """Make the directory *path*, and those above it, durably; returns those that were not there, the outermost first."""
+    try:
+        os.mkdir(path)
+    except FileExistsError:
+        if not os.path.isdir(path):
+            raise
+        return []
+    except FileNotFoundError:
+        return [*_make_directories(os.path.dirname(path)), *_make_directories(path)]
+    sync_directory(path)
+    return [path]
 
 
 class Server:
@@ -98,7 +130,7 @@ class Server:
     def __init__(self, options, stopping, fail):
         self._options, self._stopping, self._fail = options, stopping, fail
         self._closers = []  # what stop() calls, the last first
-        self._node = self._announcer = None
+        self._node, self._threads = None, []  # those that end by themselves once ``stopping`` is set
         self._must_join = self._never_joined = False
 
     def start(self):
@@ -110,12 +142,14 @@ class Server:
         self._data = DataPath(options.path)
         self._closers.append(self._data.close)
         log.info("Initializing Raft Server: %s", options.path)
-        self._start_node(self._open_storage())
+        state = self._start_node(self._open_storage())
         log.info("Initializing HTTP server")
         app = create_app(self._node, __version__)
+        self._data.keep()
         self._closers.append(listener.Listener(listening, app, self._peers, self._node).start().stop)
         self._become_member()
         log.info("Listening at: http://%s", self._address)
+        self._run("state-check", self._verify_state, state)
 
     def stop(self):
         """Answer what is in flight, hand leadership over, close port and files."""
@@ -126,14 +160,18 @@ class Server:
             self._node.halt()  # whoever still waits is told so
         while self._closers:
             self._closers.pop()()
-        if self._announcer:
-            self._announcer.join()
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self, name, target, *args):
+        thread = threading.Thread(target=target, args=args, name=name)
+        self._threads.append(thread)
+        thread.start()
 
     # Files
 
     def _open_storage(self):
         storage = self._create() if self._data.is_new else self._recover()
-        self._data.has_storage = True
         self._closers.append(storage.close)
         return storage
 
@@ -170,7 +208,7 @@ class Server:
         if self._never_joined and not options.join:
             raise StartupError(f"the node in {options.path} has not joined its cluster yet; start it with -join HOST:PORT")
         self._must_join = self._must_join or self._never_joined
-        state = KeyValueStore(options.path)
+        state = KeyValueStore(options.path, may_create=not saved.base.index)
         self._closers.append(state.close)
         self._node = Node(identity.name, self._address, storage, Transport(options.settings, self._hello), state, options.settings,
                           self._fail)
@@ -179,6 +217,22 @@ class Server:
         if not self._data.is_new:
             log.info("Recovered from log")
         self._node.start()
+        return state
+
+    def _verify_state(self, state):
+        """Reads notice a value that has changed on the disk, but not a key: so all is read once, little by little."""
+        try:
+            state.verify(self._pause)
+        except DamagedFiles as error:
+            self._fail(error)
+        except Stopping:
+            pass
+        except StorageFailed as error:
+            log.warning("the state could not be verified error=%s", error)
+
+    def _pause(self):
+        if self._stopping.wait(PAUSE_SECONDS):
+            raise Stopping()
 
     def _hello(self, member):
         """How this server introduces itself to a peer; ``_admit`` is the other end."""
@@ -208,8 +262,7 @@ class Server:
         elif node.name in known and known[node.name].address != self._address:
             others = [member.address for member in known.values() if member.name != node.name]
             joiner = Joiner(node.name, self._address, [*others, self._address], self._stopping)
-            self._announcer = threading.Thread(target=joiner.announce, args=(node.cluster,), name="announcer")
-            self._announcer.start()
+            self._run("announcer", joiner.announce, node.cluster)
         elif options.join:
             log.info("already a member of the cluster, -join is not needed")
 

@@ -4,18 +4,31 @@ Must not know: what is in the tables.
 """
 
 import errno
+import io
 import os
 import sqlite3
 import struct
+import sys
+from array import array
 from contextlib import contextmanager
 from functools import cache
 
-from raftd.errors import DamagedFiles, StorageFailed
+from raftd.errors import REPLACE_NODE, DamagedFiles, StorageFailed
 
 _HEADER_BYTES = 100
 _MAGIC = b"SQLite format 3\0"
+_WAL_HEADER, _FRAME_HEADER = struct.Struct(">8I"), struct.Struct(">6I")
 _ROWS_AT_ONCE = (256, 64, 16, 4, 1)  # few sizes, so that the prepared statements are found again
 _FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def present(path):
+    """True if there is something at *path*. Unlike ``os.path.exists``, it takes no error but "not there" for absence; raises OSError."""
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def check_header(path, application_id, format_number):
@@ -34,6 +47,52 @@ def check_header(path, application_id, format_number):
         raise DamagedFiles(f"{path}: format {user_version} is unknown to this raftd, which knows {format_number}; upgrade")
 
 
+def check_wal(path):
+    """Raise DamagedFiles if the write-ahead log of *path* has lost what was synced. For files whose every commit is synced.
+
+    SQLite takes the first frame that does not match its checksum for the end of an interrupted write, and forgets all that comes
+    after it without a word. But where each transaction is synced before the next begins, an interrupted one is the last: a frame
+    that begins another after it proves that bits have flipped in what was durable (https://www.sqlite.org/walformat.html).
+    """
+    with open(f"{path}-wal", "rb") if present(f"{path}-wal") else io.BytesIO() as file:
+        header = file.read(_WAL_HEADER.size)
+        if len(header) < _WAL_HEADER.size or not any(header):
+            return  # nothing was written yet
+        magic, _, page_size, _, *salts, one, two = _WAL_HEADER.unpack(header)
+        byteorder = {0x377F0682: "little", 0x377F0683: "big"}.get(magic)
+        checksum = _wal_checksum(header[:24], (0, 0), byteorder)
+        if not byteorder or checksum != (one, two):
+            raise _damaged_wal(path)
+        intact, transactions = True, 0  # those that end after the first frame that is not intact
+        while len(frame := file.read(_FRAME_HEADER.size + page_size)) == _FRAME_HEADER.size + page_size:
+            _, pages_after_commit, *frame_salts, one, two = _FRAME_HEADER.unpack_from(frame)
+            if frame_salts != salts:
+                intact = False  # of an earlier round through the file, or damaged
+                continue
+            if intact:
+                checksum = _wal_checksum(frame[_FRAME_HEADER.size:], _wal_checksum(frame[:8], checksum, byteorder), byteorder)
+                intact = checksum == (one, two)
+            elif transactions:
+                raise _damaged_wal(path)
+            transactions += bool(pages_after_commit) and not intact
+
+
+def _damaged_wal(path):
+    return DamagedFiles(f"{path}-wal: damaged: what was on the disk for sure does not match its checksum; {REPLACE_NODE}")
+
+
+def _wal_checksum(data, checksum, byteorder):
+    """SQLite's, over pairs of 32-bit words."""
+    words = array("I", data)
+    if byteorder != sys.byteorder:
+        words.byteswap()
+    (one, two), pairs = checksum, iter(words)
+    for first, second in zip(pairs, pairs, strict=True):
+        one = one + first + two & 0xFFFFFFFF
+        two = two + second + one & 0xFFFFFFFF
+    return one, two
+
+
 @contextmanager
 def storage_errors(path, damage=StorageFailed):
     """Let errors of SQLite and of the system out as StorageFailed, those that mean a damaged file as *damage*."""
@@ -43,7 +102,8 @@ def storage_errors(path, damage=StorageFailed):
         # Python's own complaint that a text is not UTF-8 has no code: that too is damage.
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
         if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-            raise damage(f"{path}: damaged: {error}") from error
+            advice = f"; if it is so again at the next start, {REPLACE_NODE}" if damage is DamagedFiles else ""
+            raise damage(f"{path}: damaged: {' '.join(str(error).split())}{advice}") from error
         raise StorageFailed(f"{path}: {error}", full=code == sqlite3.SQLITE_FULL or _is_full(path)) from error
     except OSError as error:
         raise StorageFailed(f"{path}: {error.strerror or error}", full=error.errno in _FULL_ERRNOS) from error

@@ -21,7 +21,7 @@ from raftd.errors import REPLACE_NODE, DamagedFiles, StartupError, StorageFailed
 from raftd.raft.configuration import NOBODY, Configuration
 from raftd.raft.core import Base
 from raftd.raft.messages import Entry, HardState
-from raftd.sqlitefile import execute_rows, file_id, storage_errors
+from raftd.sqlitefile import execute_rows, file_id, present, storage_errors
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,8 @@ APPLICATION_ID = 0x72616674  # "raft"
 FORMAT = 1
 
 _SCHEMA = """
-CREATE TABLE identity (one INTEGER PRIMARY KEY CHECK (one = 1), name TEXT NOT NULL, id TEXT NOT NULL, cluster TEXT NOT NULL);
+CREATE TABLE identity (one INTEGER PRIMARY KEY CHECK (one = 1), name TEXT NOT NULL, id TEXT NOT NULL, cluster TEXT NOT NULL,
+                       checksum INTEGER NOT NULL);
 CREATE TABLE hard_state (one INTEGER PRIMARY KEY CHECK (one = 1), term INTEGER NOT NULL, voted_for TEXT, checksum INTEGER NOT NULL);
 CREATE TABLE base (one INTEGER PRIMARY KEY CHECK (one = 1), log_index INTEGER NOT NULL, term INTEGER NOT NULL,
                    configuration BLOB NOT NULL, checksum INTEGER NOT NULL);
@@ -67,6 +68,18 @@ def _hard_state_checksum(term, voted_for):
     return _checksum(term, data=b"-" if voted_for is None else b"+" + voted_for.encode())
 
 
+def _identity_checksum(identity):
+    return _checksum(data="\0".join(identity).encode())
+
+
+def _identity_in(connection, path):
+    """Who this server is. A bit that has flipped in it could make two servers of one name."""
+    rows = connection.execute("SELECT name, id, cluster, checksum FROM identity").fetchall()
+    if len(rows) != 1 or _identity_checksum(identity := Identity(*map(str, rows[0][:3]))) != rows[0][3]:
+        raise DamagedFiles(f"{path}: damaged: the identity of the server is not as it was written; {REPLACE_NODE}")
+    return identity
+
+
 class DirectoryLock:
     """Keeps a second process out of a data path, for as long as it is held. Raises StartupError when another holds it."""
 
@@ -88,14 +101,14 @@ class Storage:
     def __init__(self, path, connection, identity):
         self.path, self.identity = path, identity
         self._connection = connection
-        self._file_id = file_id(path)
+        self._file_id, self._wal_id = file_id(path), None
         self._last_index, = connection.execute(
             "SELECT coalesce((SELECT max(log_index) FROM log), (SELECT log_index FROM base), 0)").fetchone()
 
     @staticmethod
     def exists(directory):
-        """True if *directory* holds the files of a server."""
-        return os.path.exists(os.path.join(directory, "raft.db"))
+        """True if *directory* holds the files of a server. Raises OSError when that cannot be told."""
+        return present(os.path.join(directory, "raft.db"))
 
     @classmethod
     def create(cls, directory, identity, configuration=NOBODY):
@@ -110,7 +123,7 @@ class Storage:
                 connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
                 connection.execute(f"PRAGMA user_version = {FORMAT}")
                 connection.executescript(_SCHEMA)
-                connection.execute("INSERT INTO identity VALUES (1, ?, ?, ?)", identity)
+                connection.execute("INSERT INTO identity VALUES (1, ?, ?, ?, ?)", (*identity, _identity_checksum(identity)))
                 connection.execute("INSERT INTO hard_state VALUES (1, 0, NULL, ?)", (_hard_state_checksum(0, None),))
                 connection.execute("INSERT INTO base VALUES (1, 0, 0, ?, ?)", (encoded, _checksum(0, 0, data=encoded)))
             sqlitefile.sync(draft)
@@ -122,10 +135,11 @@ class Storage:
     def open(cls, directory):
         """Open what ``create`` made. Raises DamagedFiles when it is something else, StorageFailed when the disk refuses."""
         path = os.path.join(directory, "raft.db")
-        if not os.path.exists(path):
-            raise DamagedFiles(f"{path} is missing; {REPLACE_NODE}")
         with storage_errors(path, damage=DamagedFiles):
+            if not present(path):
+                raise DamagedFiles(f"{path} is missing; {REPLACE_NODE}")
             sqlitefile.check_header(path, APPLICATION_ID, FORMAT)
+            sqlitefile.check_wal(path)
             connection = _connect(path)
             try:
                 tables = {name for name, in connection.execute("SELECT name FROM sqlite_schema")}
@@ -134,10 +148,7 @@ class Storage:
                 busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
                 if busy:
                     raise StorageFailed(f"{path}: another program has it open")
-                rows = connection.execute("SELECT name, id, cluster FROM identity").fetchall()
-                if len(rows) != 1:
-                    raise DamagedFiles(f"{path}: damaged: no identity; {REPLACE_NODE}")
-                return cls(path, connection, Identity(*rows[0]))
+                return cls(path, connection, _identity_in(connection, path))
             except BaseException:
                 connection.close()
                 raise
@@ -147,7 +158,7 @@ class Storage:
         is another file: an older one may have forgotten a vote."""
         self._connection.close()
         again = self.open(os.path.dirname(self.path))
-        self._connection, self._last_index = again._connection, again._last_index
+        self._connection, self._last_index, self._wal_id = again._connection, again._last_index, None
         if again._file_id != self._file_id:
             again.close()
             raise DamagedFiles(f"{self.path} was exchanged while raftd had it open; {REPLACE_NODE}")
@@ -212,8 +223,11 @@ class Storage:
 
     @contextmanager
     def _transaction(self):
-        if file_id(self.path) != self._file_id:  # SQLite would go on writing into a file without a name
-            raise StorageFailed(f"{self.path} was removed or exchanged while raftd had it open")
+        wal_id = file_id(f"{self.path}-wal") if present(f"{self.path}-wal") else None
+        if file_id(self.path) != self._file_id or self._wal_id not in (None, wal_id):
+            # SQLite would go on writing into a file without a name.
+            raise StorageFailed(f"{self.path} or its WAL was removed or exchanged while raftd had it open")
+        self._wal_id = wal_id
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             yield self._connection.execute

@@ -268,6 +268,13 @@ def test_a_join_is_taken_back_only_when_the_cluster_says_so(straw, nobody, impat
     assert straw.count("DELETE", "/members/n9") == 1
 
 
+def test_to_take_a_join_back_is_given_up_soon_though_nobody_answers(black_hole):
+    """However many members are silent: raftd must be gone five seconds after SIGTERM."""
+    began = time.monotonic()
+    assert not Joiner("n9", "127.0.0.1:9", black_hole, threading.Event()).withdraw()
+    assert time.monotonic() - began < len(black_hole) * joining.ANSWER_SECONDS - 1
+
+
 def test_a_join_is_not_taken_back_while_no_leader_is_known(straw, impatient):
     straw.leader = (503, "no_leader", "safe")
     assert joiner(straw.address).withdraw() is False

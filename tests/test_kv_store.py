@@ -447,6 +447,25 @@ def test_a_damaged_file_is_refused_in_one_line_and_left_alone(tmp_path, damage):
         assert files(tmp_path) == ["state.db"]
 
 
+def test_a_missing_file_is_not_made_when_the_log_cannot_fill_it(tmp_path):
+    with pytest.raises(DamagedFiles, match="missing.*join it again"):
+        KeyValueStore(tmp_path, may_create=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_cannot_be_looked_at_is_not_made_anew(tmp_path, monkeypatch):
+    path = closed_store_with_data(tmp_path)
+    before = path.read_bytes()
+
+    def refuse(path, **_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    with monkeypatch.context() as patch:
+        patch.setattr("raftd.sqlitefile.os.stat", refuse)
+        with pytest.raises(StartupError):
+            KeyValueStore(tmp_path)
+    assert path.read_bytes() == before
+
+
 def test_a_wal_without_its_file_is_refused(tmp_path):
     """SQLite would apply it to whatever file has the name next."""
     closed_store_with_data(tmp_path).unlink()
@@ -490,7 +509,7 @@ def test_no_flipped_byte_anywhere_gives_a_wrong_answer(tmp_path):
     path = closed_store_with_data(tmp_path)
     whole = path.read_bytes()
     randomness = random.Random(5)
-    noticed = 0
+    noticed = verified = 0
     for _ in range(300):
         path.write_bytes(whole)
         flip(path, randomness.randrange(len(whole)))
@@ -500,15 +519,21 @@ def test_no_flipped_byte_anywhere_gives_a_wrong_answer(tmp_path):
             noticed += 1
             continue
         assert store.position == Position(200, 1, b"MARK" * 10, 0)
+        wrong = False
         for i in range(0, 200, 7):
             try:
                 found = store.read(Get(f"key{i}"))
             except StorageFailed:
-                noticed += 1
+                noticed, wrong = noticed + 1, True
             else:
-                assert found.value in (None, b"value %d " % i * 20)  # None: it was the key that changed
+                assert found.value in (None, b"value %d " % i * 20)
+                wrong = wrong or found.value is None  # it was a key that changed: only who reads all of them can know
+        if wrong:
+            with pytest.raises(DamagedFiles, match="join it again"):
+                store.verify()
+            verified += 1
         store.close()
-    assert noticed > 30
+    assert noticed > 30 and verified > 30
 
 
 def test_a_file_that_cannot_be_read_is_not_a_missing_key(store, tmp_path):

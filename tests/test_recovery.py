@@ -73,6 +73,72 @@ def test_files_without_their_log_are_refused_in_one_line(tmp_path, names):
     assert {name: data for name, data in contents(path).items() if name != "lock"} == before
 
 
+@pytest.mark.cluster
+def test_a_state_of_another_cluster_is_refused(tmp_path):
+    """It stands at an entry of the same index and term, but was reached with other members."""
+    with Cluster(tmp_path, start=False) as cluster:
+        one, other = cluster.new().start(), cluster.new().start()
+        for server in (one, other):
+            assert server.put("whose", server.name.encode()).status == 200
+        for server in (one, other):
+            assert server.terminate() == 0
+        shutil.copy(other.path / "state.db", one.path / "state.db")
+        one.start(wait=False)
+        assert one.exit_status() == 1
+        assert "a file was lost or exchanged" in one.log_of_this_start().splitlines()[-1]
+
+
+@pytest.mark.cluster
+def test_a_state_that_is_gone_is_not_replaced_by_an_empty_one(tmp_path):
+    """The log does not go back to its beginning any more, so it cannot fill it."""
+    with Cluster(tmp_path, start=False) as cluster:
+        server = cluster.new().start()
+        for number in range(40):
+            assert server.put(f"large{number}", bytes(1 << 20), "?timeout=20s", timeout=25).status == 200
+        wait_until(lambda: server.status()["snapshot_index"], "the log is compacted")
+        assert server.terminate() == 0
+        (server.path / "state.db").rename(tmp_path / "state.db")
+        before = sorted(contents(server.path))
+        for _ in range(2):
+            server.start(wait=False)
+            assert server.exit_status() == 1
+            assert "state.db is missing" in server.log_of_this_start().splitlines()[-1]
+            assert sorted(contents(server.path)) == before
+        (tmp_path / "state.db").rename(server.path / "state.db")
+        server.start()
+        wait_until(lambda: server.get("large0").body == bytes(1 << 20), "nothing was lost")
+
+
+@pytest.mark.cluster
+def test_a_key_that_changed_on_the_disk_ends_the_server(tmp_path):
+    """It would look missing, and no read would notice."""
+    with Cluster(tmp_path, start=False) as cluster:
+        server = cluster.new().start()
+        for number in range(100):
+            assert server.put(f"colour-{number:03d}", b"x" * 50).status == 200
+        assert server.terminate() == 0
+        data = (server.path / "state.db").read_bytes()
+        assert b"colour-051" in data
+        (server.path / "state.db").write_bytes(data.replace(b"colour-051", b"colour-0q1"))
+        server.start(wait=False)
+        assert server.exit_status() == 1
+        last = server.log_of_this_start().splitlines()[-1]
+        assert last.startswith("raftd: ") and "damaged" in last and "join it again" in last
+
+
+@pytest.mark.parametrize("where", ["path", "deep/down/path"])
+def test_a_start_that_fails_leaves_no_directory(tmp_path, where):
+    done = run_raftd(tmp_path / where, "-join", "127.0.0.1:1")
+    assert done.returncode == 1 and "nobody to join" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_start_that_fails_leaves_the_files_of_others(tmp_path):
+    (tmp_path / "notes").write_text("mine")
+    assert run_raftd(tmp_path, "-join", "127.0.0.1:1").returncode == 1
+    assert contents(tmp_path) == {"notes": b"mine"}
+
+
 def test_a_leftover_of_a_log_that_was_never_made_is_no_orphan(tmp_path):
     """A crash while the first files were made: the same command goes through the next time."""
     (tmp_path / "raft.db.new").write_bytes(b"half")

@@ -1,5 +1,6 @@
 """raft.db: what was saved is there after a crash, damage is found and named, and a disk that refuses is believed."""
 
+import errno
 import os
 import shutil
 import signal
@@ -236,6 +237,32 @@ def test_a_torn_write_ahead_log_leaves_a_clean_beginning(saved, tmp_path_factory
         assert terms(found) == [1] * last + [2]
 
 
+def test_flipped_bits_in_the_write_ahead_log_take_nothing_back(saved, tmp_path_factory):
+    """SQLite forgets what follows a frame that does not match its checksum: votes and entries that were acknowledged (fault 47).
+
+    Only the last transaction may be one that was interrupted.
+    """
+    copy = tmp_path_factory.mktemp("copy") / "data"
+    wal = crashed_copy(saved, copy)
+    files = {path: path.read_bytes() for path in (wal, copy / "raft.db")}
+    refused = 0
+    for position in range(0, len(files[wal]), 331):
+        for path, data in files.items():
+            path.write_bytes(data)
+        flipped = bytearray(files[wal])
+        flipped[position] ^= 1 << position % 8
+        wal.write_bytes(flipped)
+        try:
+            with opened(copy) as (_, found):
+                assert [entry.index for entry in found.entries] == list(range(1, len(found.entries) + 1))
+                assert len(found.entries) >= 38, position
+        except DamagedFiles as error:
+            assert "raft.db-wal: damaged" in str(error) and len(str(error).splitlines()) == 1
+            assert wal.read_bytes() == flipped, "what a person could look at is gone"
+            refused += 1
+    assert refused > 100
+
+
 def test_an_interrupted_start_leaves_nothing_that_counts(tmp_path):
     """The file gets its name when it is complete; an empty one with that name is damage."""
     (tmp_path / "raft.db.new").write_bytes(b"half of a file")
@@ -282,6 +309,9 @@ def damage_of(directory):
     ("UPDATE base SET configuration = x'5b5d'", "beginning"),
     ("DELETE FROM base", "beginning"),
     ("DELETE FROM identity", "identity"),
+    ("UPDATE identity SET name = 'n3'", "identity"),
+    ("UPDATE identity SET id = 'e' || substr(id, 2)", "identity"),
+    ("UPDATE identity SET cluster = 'd' || substr(cluster, 2)", "identity"),
     ("UPDATE log SET term = 'x' WHERE log_index = 5", ""),
     ("UPDATE log SET command = 'text' WHERE log_index = 5", ""),
 ])
@@ -296,13 +326,13 @@ def test_flipped_bytes_never_become_entries(saved):
     with opened(saved) as (_, before):
         pass
     original = (saved / "raft.db").read_bytes()
-    for position in range(0, len(original), 61):
+    for position in range(0, len(original), 23):
         flipped = bytearray(original)
         flipped[position] ^= 0x10
         (saved / "raft.db").write_bytes(flipped)
         try:
-            with opened(saved) as (_, found):
-                assert found == before, position
+            with opened(saved) as (storage, found):
+                assert (storage.identity, found) == (IDENTITY, before), position
         except (DamagedFiles, StorageFailed) as error:
             assert len(str(error).splitlines()) == 1
 
@@ -310,6 +340,31 @@ def test_flipped_bytes_never_become_entries(saved):
 def test_a_file_cut_short_is_refused(saved):
     os.truncate(saved / "raft.db", (saved / "raft.db").stat().st_size // 2)
     damage_of(saved)
+
+
+@pytest.mark.parametrize("name", ["raft.db", "raft.db-wal"])
+def test_a_file_removed_while_it_is_open_is_noticed(saved, name):
+    """SQLite goes on writing into a file that has no name any more."""
+    with opened(saved) as (storage, _):
+        storage.save(unsaved(entries(1, first=11)))
+        os.remove(saved / name)
+        with pytest.raises(StorageFailed, match="removed"):
+            storage.save(unsaved(entries(1, first=12)))
+
+
+def test_an_error_is_no_absence(saved, monkeypatch):
+    """A disk that cannot say whether the file is there: it must not be made anew."""
+    before = (saved / "raft.db").read_bytes()
+    monkeypatch.setattr("raftd.sqlitefile.os.stat", refuse_stat)
+    with pytest.raises(OSError):
+        Storage.exists(saved)
+    with pytest.raises(StorageFailed):
+        Storage.open(saved)
+    assert (saved / "raft.db").read_bytes() == before
+
+
+def refuse_stat(path, **_):
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
 def test_a_foreign_file_is_refused(tmp_path):

@@ -4,6 +4,7 @@ Must not know: what a command means, threads, how copies travel. A row carries a
 when a bit of it flips.
 """
 
+import math
 import os
 import sqlite3
 import struct
@@ -24,6 +25,9 @@ _SCHEMA = {
     "position": "CREATE TABLE position (id INTEGER PRIMARY KEY CHECK (id = 1), applied_index INTEGER NOT NULL,"
     " applied_term INTEGER NOT NULL, configuration BLOB NOT NULL, installed_index INTEGER NOT NULL, checksum INTEGER NOT NULL)",
 }
+_ROWS_ABOVE = "SELECT key, value, modified_index, checksum FROM kv WHERE key > ? ORDER BY key"
+_ROWS_BELOW = "SELECT key, value, modified_index, checksum FROM kv WHERE key < ? ORDER BY key DESC"
+_ROW_BYTES = 100  # what a row costs besides its value
 _WRITER_CACHE_KIB, _READER_CACHE_KIB = 16 << 10, 2 << 10
 _WAL_KEPT_BYTES = 64 << 20  # what a reset WAL may keep of the disk; it grows beyond only while a long reader holds it
 _WRITER_WAITS_SECONDS, _READER_WAITS_SECONDS = 0.05, 5.0
@@ -84,6 +88,24 @@ def check_pages(connection, path):
     [(verdict,)] = connection.execute("PRAGMA quick_check(1)").fetchall()
     if verdict != "ok":
         raise DamagedFiles(f"{path}: damaged: {' '.join(verdict.split())}")
+
+
+def check_rows(connection, path, upwards=True, beyond=None, most_bytes=math.inf):
+    """Raise DamagedFiles unless the rows *beyond* that key (None: all) are as they were written, in the order of their keys.
+
+    Stops after *most_bytes*; returns the last key that was looked at, None when all were.
+    """
+    statement, everything = (_ROWS_ABOVE, "") if upwards else (_ROWS_BELOW, b"")  # in SQLite's order a blob comes after all text
+    size, last = 0, beyond
+    for key, value, modified_index, checksum in connection.execute(statement, (everything if last is None else last,)):
+        try:
+            check_row(path, key, value, modified_index, checksum)
+        except StorageFailed as error:
+            raise DamagedFiles(str(error)) from error
+        size, last = size + len(value) + _ROW_BYTES, key
+        if size > most_bytes:
+            return last
+    return None
 
 
 def open_writer(path):

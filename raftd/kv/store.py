@@ -10,23 +10,25 @@ import glob
 import itertools
 import logging
 import os
+import sqlite3
 import threading
 from contextlib import contextmanager, suppress
 from itertools import groupby
 
 from raftd import sqlitefile
-from raftd.errors import DamagedFiles, StartupError, Stopping, StorageFailed
+from raftd.errors import REPLACE_NODE, DamagedFiles, StartupError, Stopping, StorageFailed
 from raftd.kv import database
 from raftd.kv.commands import UNCONDITIONAL, Found, Get, Outcome, Set, decode
 from raftd.kv.readers import Readers
 from raftd.kv.snapshot import BadSnapshot, Incoming, Snapshot, copy
-from raftd.sqlitefile import execute_rows, file_id, storage_errors
+from raftd.sqlitefile import execute_rows, file_id, present, storage_errors
 
 log = logging.getLogger(__name__)
 
 # The WAL is moved into the file after this much was applied, so that it stays small whenever the caller asks for a checkpoint.
 _CHECKPOINT_COMMANDS = 8192
 _CHECKPOINT_BYTES = 16 << 20
+_VERIFIED_AT_ONCE_BYTES = 64 << 10
 
 _INSERT = "INSERT INTO kv"
 _OR_UPDATE = (
@@ -45,8 +47,8 @@ class KeyValueStore:
     ``apply``, ``checkpoint``, ``install`` and ``close`` belong to one thread at a time, the applier; all else to any thread.
     """
 
-    def __init__(self, directory):
-        """Open or create state.db; raises DamagedFiles or another StartupError, and then has changed nothing."""
+    def __init__(self, directory, may_create=True):
+        """Open state.db, or create it if *may_create*; raises DamagedFiles or another StartupError, and then has changed nothing."""
         self._path = os.path.join(os.path.abspath(directory), "state.db")
         self._readers = Readers(self._path)
         self._writer = None
@@ -58,7 +60,7 @@ class KeyValueStore:
         self._durable_index = 0
         try:
             with storage_errors(self._path, damage=DamagedFiles):
-                self._find_file()
+                self._find_file(may_create)
                 self._open()
         except StorageFailed as error:
             raise StartupError(str(error)) from error
@@ -105,6 +107,22 @@ class KeyValueStore:
             return Found(None, 0, applied_index)
         database.check_row(self._path, query.key, *row)
         return Found(row[0], row[1], applied_index)
+
+    def verify(self, pause=lambda: None):
+        """Read all of it while it is in use; raises DamagedFiles if any of it is not as it was written, StorageFailed, Stopping.
+
+        A bit that flips in a key makes the key look missing, which no read notices. In the upper pages of the tree it also leads
+        who looks for other keys astray, past the damage: but not from both sides. *pause* is called between the steps.
+        """
+        for upwards in (True, False):
+            last = None
+            while True:
+                pause()
+                with self._readers.connection() as connection, storage_errors(self._path, damage=DamagedFiles), \
+                        self._advice_on_damage():
+                    last = database.check_rows(connection, self._path, upwards, last, _VERIFIED_AT_ONCE_BYTES)
+                if last is None:
+                    break
 
     def checkpoint(self):
         """Sync what was applied into state.db as far as long readers let it; returns ``durable_index``, raises StorageFailed."""
@@ -179,10 +197,12 @@ class KeyValueStore:
 
     # Opening
 
-    def _find_file(self):
+    def _find_file(self, may_create):
         """Leave a file of a known format at the path, and nothing of earlier runs beside it but its WAL."""
-        if not os.path.exists(self._path):
-            if os.path.exists(f"{self._path}-wal"):  # SQLite would apply it to the new file
+        if not present(self._path):
+            if not may_create:
+                raise DamagedFiles(f"{self._path} is missing, and the log does not go back to its beginning; {REPLACE_NODE}")
+            if present(f"{self._path}-wal"):  # SQLite would apply it to the new file
                 raise DamagedFiles(
                     f"{self._path}: missing, but its state.db-wal is there; bring it back, or start anew without both"
                 )
@@ -200,11 +220,12 @@ class KeyValueStore:
         """Connect, and read where the state stands. What is left in the WAL is synced, so that all of it is durable."""
         writer = database.open_writer(self._path)
         try:
-            database.check_tables(writer, self._path)
-            self._position = database.read_position(writer, self._path)
-            all_moved, _ = database.checkpoint(writer, "TRUNCATE")
-            if all_moved:
-                database.check_size(writer, self._path)
+            with self._advice_on_damage():
+                database.check_tables(writer, self._path)
+                self._position = database.read_position(writer, self._path)
+                all_moved, _ = database.checkpoint(writer, "TRUNCATE")
+                if all_moved:
+                    database.check_size(writer, self._path)
             self._file_id = file_id(self._path)
         except BaseException:
             writer.close()
@@ -213,6 +234,13 @@ class KeyValueStore:
         self._commands_in_wal = self._bytes_in_wal = 0
         if all_moved and not self._sync_failed:
             self._durable_index = self._position.index
+
+    @contextmanager
+    def _advice_on_damage(self):
+        try:
+            yield
+        except DamagedFiles as error:
+            raise DamagedFiles(f"{error}; {REPLACE_NODE}") from error
 
     def _reopen(self):
         """Connect again if an earlier attempt failed."""
@@ -276,7 +304,9 @@ class KeyValueStore:
             with storage_errors(self._path):
                 return database.checkpoint(self._writer, mode)
         except StorageFailed as error:
-            self._sync_failed = self._sync_failed or error.status != 507  # a full disk refuses the write, before any sync
+            # A disk that is merely full refuses the write, before any sync.
+            failed_to_sync = getattr(error.__cause__, "sqlite_errorcode", None) == sqlite3.SQLITE_IOERR_FSYNC
+            self._sync_failed = self._sync_failed or failed_to_sync or error.status != 507
             raise
 
     def _write_anew(self):
