@@ -9,6 +9,7 @@ import http.client
 import json
 import math
 import os
+import shutil
 import signal
 import socket
 import sqlite3
@@ -33,6 +34,9 @@ BIND_PORTS = (20000, 30000)  # below the ports that the system gives to outgoing
 the_fault_lasts = threading.Event()  # never set: ``the_fault_lasts.wait(10)`` is a fault of ten seconds
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+needs_network = pytest.mark.skipif(os.geteuid() != 0 or not all(map(shutil.which, ("ip", "iptables-restore"))),
+                                   reason="needs root, iproute2 and iptables")
+needs_strace = pytest.mark.skipif(not shutil.which("strace"), reason="needs strace")
 
 
 def wait_until(truth, what, seconds=PATIENCE_SECONDS):

@@ -10,13 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from cluster import Client, Cluster, Writers, holds_for, in_threads, needs_root, the_fault_lasts, wait_until
+from cluster import Client, Cluster, Writers, holds_for, in_threads, needs_root, needs_strace, the_fault_lasts, wait_until
 
 KIB = 1 << 10
 VALUE = bytes(range(256)) * 400  # 100 KiB: large enough to need new room on a disk
 
 pytestmark = pytest.mark.cluster
-needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
 
 
 # Full disks

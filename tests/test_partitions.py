@@ -4,9 +4,9 @@ import time
 
 import pytest
 
-from cluster import ELECTION_SECONDS, Cluster, Network, RegisterClients, Writers, holds_for, needs_root, the_fault_lasts, wait_until
+from cluster import ELECTION_SECONDS, Cluster, Network, RegisterClients, Writers, holds_for, needs_network, the_fault_lasts, wait_until
 
-pytestmark = [pytest.mark.cluster, pytest.mark.root, needs_root]
+pytestmark = [pytest.mark.cluster, pytest.mark.root, needs_network]
 
 REFUSES_SECONDS = 2 * ELECTION_SECONDS  # a leader that is cut off refuses reads and writes by then
 SLACK_SECONDS = 1.0  # for a machine that others use too

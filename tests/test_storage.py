@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster import needs_strace
 from raftd.errors import DamagedFiles, StartupError, StorageFailed
 from raftd.raft.configuration import NOBODY, Configuration, Member
 from raftd.raft.core import Base, Unsaved
@@ -137,7 +138,7 @@ def test_the_log_is_written_ahead_and_synced_fully(tmp_path):
         assert storage._connection.execute("PRAGMA synchronous").fetchone() == (2,)
 
 
-@pytest.mark.skipif(not shutil.which("strace"), reason="needs strace")
+@needs_strace
 def test_every_save_reaches_the_disk_before_it_returns(tmp_path):
     """One sync for each save: the original answered before any."""
     code = ("from test_storage import *\ns = Storage.create(sys.argv[1], IDENTITY, ONE)\ns.load()\n"
