@@ -272,7 +272,7 @@ def _settings(values):
         return Settings(
             heartbeat_seconds=values["heartbeat"],
             election_timeout_seconds=election_timeout,
-            rpc_timeout_seconds=min(Settings.rpc_timeout_seconds, 0.8 * election_timeout),
+            rpc_timeout_seconds=0.5 * election_timeout,
             max_value_bytes=values["max-value"],
         ).check()
     except ValueError as error:

@@ -24,7 +24,8 @@ class Settings:
     heartbeat_seconds          how often a leader tells an idle follower that it lives
     election_timeout_seconds   a follower waits this long, up to twice as long (drawn anew each time), before it stands for
                                election; a leader that hears no majority for this long steps down
-    rpc_timeout_seconds        connecting to a peer, and the answer to a small request, take at most this long
+    rpc_timeout_seconds        connecting to a peer, and the answer to a small request, take at most this long: half an election
+                               timeout, so that one that is lost can be sent again before it counts
     slowest_link_bytes_per_second  a larger request may take as much longer as its size takes on such a link
     max_append_bytes           commands in one AppendEntries request (at least one entry is always sent)
     max_waiting_writes, max_waiting_bytes  proposals not yet applied; more are refused with ``overloaded``
@@ -39,7 +40,7 @@ class Settings:
 
     heartbeat_seconds: float = 0.1
     election_timeout_seconds: float = 0.5
-    rpc_timeout_seconds: float = 0.4
+    rpc_timeout_seconds: float = 0.25
     slowest_link_bytes_per_second: int = 128 * 1024
     max_append_bytes: int = 1 << 20
     max_waiting_writes: int = 4096

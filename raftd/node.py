@@ -35,6 +35,7 @@ from raftd.errors import (
     LeadershipLost,
     NoLeader,
     NoQuorum,
+    NotFound,
     NotLeader,
     Overloaded,
     PeerUnreachable,
@@ -46,13 +47,17 @@ from raftd.errors import (
 from raftd.raft.configuration import Configuration, Configurations
 from raftd.raft.core import Raft
 from raftd.raft.log import Log
-from raftd.raft.messages import COMMAND, CONFIGURATION, InstallSnapshot, RequestVote
+from raftd.raft.messages import COMMAND, CONFIGURATION, AppendEntries, InstallSnapshot, RequestVote
 from raftd.raft.roles import Candidate, Leader
 
 log = logging.getLogger(__name__)
 
 MAX_APPLY_BYTES = 1 << 20  # commands in one transaction of the state machine
 MAX_READY_LAG = 20_000  # entries; more than a busy server has in flight: one further behind is not ready
+FAILURES_IN_A_ROW = 5  # of entries to a peer that answers what is small: then it is worth a line in the log
+MAX_BEHIND = 50_000  # entries that a follower takes before those it has are written and applied
+STATE_STALL_SECONDS = 5.0  # a state machine that is at work on one batch for so long has failed
+MOST_INSTALL_PAUSE_SECONDS = 30.0  # between attempts to install a snapshot
 RETRY_SECONDS = 0.5  # between attempts to use a disk that has failed
 
 
@@ -77,7 +82,7 @@ class Link:
     """What a thread that sends to one peer works with, one request at a time: the thread is its flow control.
 
     data    whether it sends entries and snapshots, or what must not wait for those
-    idle    nothing to send: ``wake`` is waited for
+    idle    nothing to send: ``wake`` is waited for, until ``due`` at the latest
     closed  the peer has left the cluster
     """
 
@@ -86,7 +91,9 @@ class Link:
     connection: Any
     wake: threading.Condition
     idle: bool = False
+    due: float = math.inf
     closed: bool = False
+    failures: int = 0  # in a row
 
     NAMES = {False: "small", True: "data"}
 
@@ -126,7 +133,9 @@ class Node:
         self._applied_waiters = []  # (index, future)
         self._links, self._lost_peers = {}, {}
         self._writer_idle = self._applier_idle = True
+        self._applying_since = None  # when the applier began with what it is at; not of an installation, which takes its time
         self._install = None  # (incoming, answer) for the applier
+        self._install_pause = self._no_install_before = 0.0
         self._outgoing = None
         self._outgoing_lock = threading.Lock()  # held while a snapshot is made: the others that need one wait for this one
         self._incoming_lock = threading.Lock()  # held while a chunk is written: chunks of one snapshot come one after the other
@@ -252,7 +261,7 @@ class Node:
             self._role_changed_locked()
         for links in self._links.values():
             for link in links:
-                if link.idle and self._has_work_locked(link):
+                if link.idle and (self._has_work_locked(link) or self._due_locked(link) < link.due):
                     link.idle = False
                     link.wake.notify()
 
@@ -354,8 +363,9 @@ class Node:
     def _submit_read_locked(self):
         if self._raft.withdrawn:  # what would have to be applied first cannot be
             raise StorageFailed(self._raft.withdrawn)
-        if len(self._applied_waiters) >= self.settings.max_waiting_writes:
-            raise Overloaded(f"{len(self._applied_waiters)} reads are waiting; try again in a second")
+        waiting = len(self._applied_waiters) + self._raft.waiting_reads
+        if waiting >= self.settings.max_waiting_writes:
+            raise Overloaded(f"{waiting} reads are waiting; try again in a second")
         future = Future()
         self._raft.tick(time.monotonic())
         self._raft.read_index(future)
@@ -551,6 +561,11 @@ class Node:
                 return str(self._silent or raft.withdrawn or Stopping())
             if raft.leader_id is None:
                 return f"no leader is known{self._lost_peers_locked()}"
+            if raft.leader_id in self._lost_peers:
+                if not raft.waiting_reads:  # nobody else asks the leader something, so that it would be found again
+                    raft.read_index(Future())
+                    self._settle_locked()
+                return f"{raft.leader_id} leads, and cannot be reached"
             if raft.is_leader and raft.commit_index < raft.role.first_index:
                 return f"no entry of term {raft.term} is committed yet{self._lost_peers_locked()}"
             known_commit = raft.commit_index if raft.is_leader else raft.role.leader_commit
@@ -625,9 +640,11 @@ class Node:
                 self._changed.wait(min(remaining, pause))
 
     def begin_transfer(self, target):
-        """Begin to hand leadership to the voter *target*. Raises NotLeader, NoLeader."""
+        """Begin to hand leadership to the voter *target*. Raises NotFound, NotLeader, NoLeader."""
         with self._lock:
             self._check_running_locked()
+            if not self._raft.configuration.is_voter(target):  # any more
+                raise NotFound(f"no voter is named {target}")
             try:
                 self._raft.transfer_leadership(target)
             except NotLeader:
@@ -660,6 +677,8 @@ class Node:
             self._admit_locked(sender, configuration_index, self._known_configurations_locked(request))
             if request.term > self._raft.term + MAX_TERM_STEP:
                 raise Refusal(f"term {request.term} cannot be: it is {self._raft.term} here")
+            if isinstance(request, AppendEntries) and request.entries:
+                self._check_room_locked()
             self._raft.tick(time.monotonic())
             answer = self._raft.handle(request)
             future = answer.context = Future() if answer.reply is None else None
@@ -668,6 +687,14 @@ class Node:
         if wants_chunk:
             self._store_chunk(answer)
         return answer.reply if future is None else self._wait_for_reply(answer, future)
+
+    def _check_room_locked(self):
+        """What cannot be written or applied here must not pile up in memory: heartbeats are heard, entries have to wait."""
+        raft = self._raft
+        done = min(raft.last_applied, raft.saved_index)
+        behind, most_bytes = raft.log.last_index - done, self.settings.max_waiting_bytes
+        if behind > MAX_BEHIND or (raft.log.size > most_bytes and raft.log.size_after(done) > most_bytes):
+            raise Refusal(f"{self.name} has {behind} entries to write and to apply first")
 
     def _known_configurations_locked(self, request):
         """Up to where a stranger cannot be in a configuration that is news here.
@@ -697,7 +724,7 @@ class Node:
         """Section 7, InstallSnapshot, steps 2 to 5. The last chunk hands the snapshot to the applier, which installs it and answers."""
         request = answer.request
         with self._lock:
-            if self._install is not None:  # of this snapshot, or of one that it does not wait for: ask again
+            if self._install is not None or time.monotonic() < self._no_install_before:  # ask again
                 return
         try:
             with self._incoming_lock:
@@ -728,6 +755,8 @@ class Node:
                     self._raft.tick(now)
                 if self._orphans_fail_at and now >= self._orphans_fail_at:
                     self._fail_orphans_locked()
+                if self._applying_since and now - self._applying_since > STATE_STALL_SECONDS and not self._raft.withdrawn:
+                    self._withdraw_locked(f"it has not answered for {STATE_STALL_SECONDS:g} s")
                 self._settle_locked()
                 new_links = self._new_links_locked()
                 if not new_links and not self._stopping.is_set():
@@ -776,10 +805,13 @@ class Node:
             self._tick_locked()
             if not self._silent and self._has_work_locked(link):
                 return
-            due = math.inf if link.data or self._silent else self._raft.next_request_at(link.peer)
-            link.idle = True
-            link.wake.wait(None if due == math.inf else max(0, due - time.monotonic()))
+            link.idle, link.due = True, self._due_locked(link)
+            link.wake.wait(None if link.due == math.inf else max(0, link.due - time.monotonic()))
             link.idle = False
+
+    def _due_locked(self, link):
+        """When *link* has something to send although nothing else happens."""
+        return math.inf if link.data or self._silent else self._raft.next_request_at(link.peer)
 
     def _call(self, link, request, member, configuration_index):
         try:
@@ -796,20 +828,32 @@ class Node:
             self._raft.tick(time.monotonic())
             self._raft.handle_reply(link.peer, request, reply)
             if reply is None and not self._stopping.is_set():
-                self._peer_lost_locked(link.peer, failure)
-            elif not self._raft.configuration.is_voter(link.peer):
-                self._changed.notify_all()  # somebody may wait for a learner to catch up
-            if reply is not None and self._lost_peers.pop(link.peer, None):
-                log.info("peer found peer=%s address=%s", link.peer, member.address)
+                self._unanswered_locked(link, failure)
+            elif reply is not None:
+                self._answered_locked(link, member)
             self._settle_locked()
         if isinstance(request, InstallSnapshot) and reply is not None and reply.installed:
             log.info("sent a snapshot peer=%s index=%s", link.peer, request.last_included_index)
             self._release_outgoing()
 
-    def _peer_lost_locked(self, peer, error):
-        if peer not in self._lost_peers:
-            log.warning("peer lost peer=%s error=%s", peer, error)
-        self._lost_peers[peer] = str(error)
+    def _unanswered_locked(self, link, error):
+        """A peer is lost when it does not answer something small. If only entries fail, again and again, that is another matter."""
+        link.failures += 1
+        if not link.data:
+            if link.peer not in self._lost_peers:
+                log.warning("peer lost peer=%s error=%s", link.peer, error)
+            self._lost_peers[link.peer] = str(error)
+        elif link.failures == FAILURES_IN_A_ROW:
+            log.warning("entries do not get through to a peer peer=%s error=%s", link.peer, error)
+
+    def _answered_locked(self, link, member):
+        if not link.data and self._lost_peers.pop(link.peer, None):
+            log.info("peer found peer=%s address=%s", link.peer, member.address)
+        if link.data and link.failures >= FAILURES_IN_A_ROW:
+            log.info("entries get through to a peer again peer=%s address=%s", link.peer, member.address)
+        link.failures = 0
+        if not self._raft.configuration.is_voter(link.peer):
+            self._changed.notify_all()  # somebody may wait for a learner to catch up
 
     # Snapshots to followers that are too far behind
 
@@ -945,21 +989,24 @@ class Node:
 
     def _applier_loop(self):
         """Give committed entries to the state machine, a batch at a time, and tell those who wait."""
-        unchecked_entries = unchecked_bytes = 0
+        unchecked_entries, unchecked_bytes = self._raft.last_applied - self._raft.log.snapshot_index, self._raft.log.size
         while True:
             with self._lock:
                 while not self._has_work_for_applier_locked():
                     if self._stopping.is_set():
                         return
-                    self._applier_idle = True
+                    self._applier_idle, self._applying_since = True, None
                     self._changed.notify_all()
                     self._applier_wake.wait()
-                self._applier_idle = False
+                self._applier_idle, self._applying_since = False, None if self._install else time.monotonic()
                 install, entries = self._install, self._raft.take_committed(MAX_APPLY_BYTES)
                 configuration = self._raft.configurations.at(entries[-1].index)[1].encode() if entries else None
             try:
                 if install:
                     self._install_snapshot(*install)
+                elif self._raft.last_applied < self._state_machine.position.index:
+                    self._follow_state()
+                    entries = ()
                 elif entries:
                     results = self._apply(entries, configuration)
                 else:
@@ -1020,18 +1067,21 @@ class Node:
     def _state_failed(self, error):
         """The state cannot be written: lead no longer, and try again until it can."""
         with self._lock:
-            if not self._raft.withdrawn:
-                log.error("the state cannot be written, this node neither leads nor votes for itself until it can error=%s", error)
-            self._raft.withdrawn = str(error)
-            self._raft.step_down(f"the state cannot be written: {error}")
+            self._withdraw_locked(error)
             self._fail_proposals_locked(error)
-            self._applier_idle = True
+            self._applier_idle, self._applying_since = True, None
             self._settle_locked()
             self._changed.notify_all()
         self._stopping.wait(RETRY_SECONDS)
 
+    def _withdraw_locked(self, reason):
+        if not self._raft.withdrawn:
+            log.error("the state cannot be written, this node neither leads nor votes for itself until it can error=%s", reason)
+        self._raft.withdrawn = f"the state cannot be written: {reason}"
+        self._raft.step_down(self._raft.withdrawn)
+
     def _state_recovered(self):
-        if self._raft.withdrawn:  # set and cleared by this thread alone
+        if self._raft.withdrawn:
             with self._lock:
                 self._raft.withdrawn = None
             log.info("the state can be written again")
@@ -1053,28 +1103,43 @@ class Node:
 
     def _install_snapshot(self, incoming, answer):
         """The state machine takes the leader's state in place of its own, and the log follows (section 7)."""
-        request, started = answer.request, time.monotonic()
+        request, started, installed = answer.request, time.monotonic(), False
         try:
             if request.last_included_index > self._state_machine.position.index:
                 self._state_machine.install(incoming)
+            self._follow_state()
+            installed = self._state_machine.position.index >= request.last_included_index
         except StorageFailed:
             raise
         except RaftdError as error:
             log.warning("a snapshot was refused leader=%s error=%s", request.leader_id, error)
         finally:
-            position = self._state_machine.position
-            installed = position.index >= request.last_included_index
             with self._lock:
                 self._install = None
-                self._raft.tick(time.monotonic())
-                if installed:
-                    self._raft.snapshot_installed(position.index, position.term, Configuration.decode(position.configuration))
-                    self._wake_applied_waiters_locked()
+                self._pause_installs_locked(installed)
                 self._raft.chunk_stored(answer, request.size if installed else 0, installed)
                 self._settle_locked()
         if installed:
             log.info("installed a snapshot leader=%s index=%s bytes=%s seconds=%.3f", request.leader_id, request.last_included_index,
                      request.size, time.monotonic() - started)
+
+    def _follow_state(self):
+        """The log begins where an installed state stands, once that is surely on disk: until then it may still be gone after a crash."""
+        position = self._state_machine.position
+        if position.index <= self._raft.last_applied:
+            return
+        if self._state_machine.checkpoint() < position.index:
+            raise StorageFailed(f"the state that was installed at {position.index} is not on the disk yet")
+        with self._lock:
+            self._raft.tick(time.monotonic())
+            self._raft.snapshot_installed(position.index, position.term, Configuration.decode(position.configuration))
+            self._wake_applied_waiters_locked()
+            self._settle_locked()
+
+    def _pause_installs_locked(self, installed):
+        """What cannot be installed now is sent again and again: each time after a longer pause."""
+        self._install_pause = 0 if installed else min(MOST_INSTALL_PAUSE_SECONDS, 2 * self._install_pause or RETRY_SECONDS)
+        self._no_install_before = time.monotonic() + self._install_pause
 
 
 MAX_TERM_STEP = 1 << 40  # no honest peer is further ahead; one that lies cannot use the terms up

@@ -29,7 +29,7 @@ class Connection:
 
     def __init__(self, settings, hello, lane):
         self._settings, self._hello, self._lane = settings, hello, lane
-        self._socket = self._frames = self._address = None
+        self._socket = self._frames = self._address = self._lookup = None
         self._interrupted = False
 
     def call(self, member, request, configuration_index):
@@ -69,7 +69,9 @@ class Connection:
     def _connect(self, member, deadline):
         self.close()
         host, port = split_address(member.address)
-        self._socket = socket.create_connection((host, port), timeout=_remaining(deadline))
+        if self._lookup is None or self._lookup.host != host or self._lookup.done:
+            self._lookup = Lookup(host)
+        self._socket = _connected(self._lookup.result(deadline), port, deadline)
         self._frames = Frames(self._socket)
         if self._interrupted:
             raise ConnectionAbortedError("interrupted")
@@ -107,6 +109,34 @@ class Connection:
         self._interrupted = True
         if (open_socket := self._socket) is not None:
             _shut_down(open_socket)
+
+
+class Lookup:
+    """The question which IP addresses a host has. The system's resolver may take long, and cannot be interrupted."""
+
+    def __init__(self, host):
+        self.host, self._answered, self._answer = host, threading.Event(), None
+        # Another daemon: no end of the process should wait for it.
+        threading.Thread(target=self._ask, name=f"lookup-{host}", daemon=True).start()
+
+    @property
+    def done(self):
+        return self._answered.is_set()
+
+    def _ask(self):
+        try:
+            self._answer = [found[4][0] for found in socket.getaddrinfo(self.host, None, type=socket.SOCK_STREAM)]
+        except (OSError, ValueError) as error:  # ValueError: a name that cannot be one
+            self._answer = error
+        self._answered.set()
+
+    def result(self, deadline):
+        """The addresses. Raises OSError or ValueError when there is none, or when they do not come in time."""
+        if not self._answered.wait(_remaining(deadline)):
+            raise TimeoutError("the name is not resolved in time")
+        if isinstance(self._answer, Exception):
+            raise self._answer
+        return self._answer
 
 
 class Transport:
@@ -237,6 +267,17 @@ class Frames:
             parts.append(data)
             have += len(data)
         self._buffer = b"".join(parts)
+
+
+def _connected(hosts, port, deadline):
+    """A socket connected to the first of *hosts* that takes the connection. Raises OSError."""
+    for position, host in enumerate(hosts, 1):
+        try:
+            return socket.create_connection((host, port), timeout=_remaining(deadline))
+        except OSError:
+            if position == len(hosts):
+                raise
+    raise OSError("the host has no address")
 
 
 def split_address(address):

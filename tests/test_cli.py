@@ -59,9 +59,10 @@ UNDERSTOOD = [
     ("-v -v=false PATH", {}),
     ("-v -debug -trace PATH", {"v": True, "debug": True, "trace": True}),
     ("-heartbeat 50ms PATH", {"settings": Settings(heartbeat_seconds=0.05)}),
-    ("-heartbeat 0.5s -election-timeout 1m PATH", {"settings": Settings(heartbeat_seconds=0.5, election_timeout_seconds=60)}),
-    ("-election-timeout 1s PATH", {"settings": Settings(election_timeout_seconds=1)}),
-    ("-election-timeout 200ms PATH", {"settings": Settings(election_timeout_seconds=0.2, rpc_timeout_seconds=0.8 * 0.2)}),
+    ("-heartbeat 0.5s -election-timeout 1m PATH", {"settings": Settings(
+        heartbeat_seconds=0.5, election_timeout_seconds=60, rpc_timeout_seconds=30)}),
+    ("-election-timeout 1s PATH", {"settings": Settings(election_timeout_seconds=1, rpc_timeout_seconds=0.5)}),
+    ("-election-timeout 200ms PATH", {"settings": Settings(election_timeout_seconds=0.2, rpc_timeout_seconds=0.5 * 0.2)}),
     ("-max-value 1000 PATH", {"settings": Settings(max_value_bytes=1000)}),
     ("-max-value 7B PATH", {"settings": Settings(max_value_bytes=7)}),
     ("-max-value 512KiB PATH", {"settings": Settings(max_value_bytes=512 * 1024)}),

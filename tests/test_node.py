@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from cluster import holds_for, the_fault_lasts, wait_until
+from raftd import node as node_module
 from raftd.config import Settings
 from raftd.errors import (
     BadRequest, CommitTimeout, DamagedFiles, Discarded, LeadershipLost, NoLeader, NoQuorum, NotFound, NotLeader, Overloaded,
@@ -741,6 +742,149 @@ def test_a_node_restarted_between_state_and_log_of_a_snapshot_goes_on():
         nodes.machines[behind.name].install(incoming)
         nodes.add(behind.name, settings=TINY)
         assert len(nodes.commands_everywhere()) == 40
+
+
+# What must not pile up, hang or be said too early
+
+
+def test_a_follower_whose_state_cannot_be_written_does_not_pile_up_entries(monkeypatch):
+    """Heartbeats are heard; entries wait at the leader, and what is too far behind gets a snapshot when the disk is back."""
+    monkeypatch.setattr(node_module, "MAX_BEHIND", 30)
+    with group(settings=TINY) as nodes:
+        leader = nodes.leader()
+        behind = nodes.followers(leader)[0]
+        nodes.machines[behind.name].failure = StorageFailed("no room", full=True)
+        for number in range(200):
+            leader.propose(b"%d" % number, 5)
+        assert behind.status()["last_log_index"] - behind.status()["last_applied"] < 60
+        assert behind.leader()["name"] == leader.name
+        nodes.machines[behind.name].failure = None
+        assert len(nodes.commands_everywhere()) == 200
+
+
+def test_large_entries_do_not_pile_up_either():
+    settings = replace(TINY, max_waiting_bytes=10_000)
+    with group(settings=settings) as nodes:
+        leader = nodes.leader()
+        behind = nodes.followers(leader)[0]
+        nodes.machines[behind.name].failure = StorageFailed("no room", full=True)
+        for _ in range(40):
+            leader.propose(bytes(1000), 5)
+        status = behind.status()
+        assert status["last_log_index"] - status["last_applied"] < 15
+        nodes.machines[behind.name].failure = None
+        assert len(nodes.commands_everywhere()) == 40
+
+
+def test_a_log_is_compacted_however_often_the_node_is_restarted():
+    settings = replace(FAST, compact_entries=50, keep_entries=10)
+    with group(1, settings) as nodes:
+        for _ in range(6):
+            for number in range(40):
+                nodes.leader().propose(b"%d" % number, 5)
+            nodes[1].stop()
+            nodes.add("n1", settings=settings)
+        assert len(nodes.storages["n1"].entries) < 110
+
+
+def test_reads_that_nobody_waits_for_are_not_kept():
+    """A follower that hears its leader and cannot ask it; each read is begun and given up."""
+    with group(settings=replace(FAST, max_waiting_writes=20)) as nodes:
+        leader = nodes.leader()
+        follower = nodes.followers(leader)[0]
+        follower.read(None)
+        nodes.wires.lose = lambda sender, *_: "request" if sender == follower.name else None
+        begun = []
+        with pytest.raises(Overloaded):
+            for _ in range(100):
+                begun.append(follower.submit_read())
+        assert len(begun) == 20
+        assert [future.result(5) for future in begun] == [0] * 20
+        wait_until(lambda: follower.not_ready() == f"{leader.name} leads, and cannot be reached", "it says why it is not ready")
+        nodes.wires.cut()
+        wait_until(lambda: follower.not_ready() is None, "it is ready")
+        follower.read(None)
+
+
+def test_a_state_machine_that_hangs_ends_leadership(monkeypatch):
+    """It raises nothing and returns nothing: a leader that cannot apply answers nobody, so another must lead."""
+    monkeypatch.setattr(node_module, "STATE_STALL_SECONDS", 0.5)
+    with clients(1) as pool, group() as nodes:
+        leader = nodes.leader()
+        machine = nodes.machines[leader.name]
+        machine.ready.clear()
+        write = pool.submit(leader.propose, b"a", 20)
+        successor = nodes.leader(nodes.followers(leader))
+        with pytest.raises(RaftdError) as failure:
+            write.result()
+        assert failure.value.retry == "maybe"
+        assert "has not answered" in leader.not_ready()
+        successor.propose(b"b", 5)
+        machine.ready.set()
+        wait_until(lambda: leader.not_ready() is None, "it is back")
+        assert nodes.commands_everywhere() == [b"a", b"b"]
+
+
+def test_a_commit_is_told_to_the_followers_well_before_the_next_heartbeat():
+    with group(settings=replace(PATIENT, heartbeat_seconds=0.9)) as nodes:
+        leader = nodes.leader()
+        for number in range(5):
+            index = leader.propose(b"%d" % number, 5).index
+            committed = time.monotonic()
+            for follower in nodes.followers(leader):
+                follower.read(None, "stale", index)
+            assert time.monotonic() - committed < 0.45
+
+
+def test_a_snapshot_is_installed_once_it_is_surely_on_disk():
+    """The new state is in its place, but the last sync has failed: a crash may still bring the old one back."""
+    with group(settings=TINY) as nodes:
+        leader = nodes.leader()
+        behind = nodes.followers(leader)[0]
+        machine, storage = nodes.machines[behind.name], nodes.storages[behind.name]
+        nodes.wires.cut(behind.name)
+        for number in range(60):
+            leader.propose(b"%d" % number, 5)
+        wait_until(lambda: leader.status()["snapshot_index"] > behind.status()["last_log_index"], "the log is compacted")
+        install, base = machine.install, storage.base
+
+        def install_and_fail(incoming):
+            install(incoming)
+            machine.failure = StorageFailed("the directory cannot be synced")
+            raise machine.failure
+        machine.install = install_and_fail
+        nodes.wires.cut()
+        wait_until(lambda: machine.position.installed_index, "the state is there")
+        holds_for(0.5, lambda: storage.base == base and behind.status()["last_applied"] < machine.position.index, "the log relies on it")
+        leader_view = {member["name"]: member["match_index"] for member in leader.members()}
+        assert leader_view[behind.name] < machine.position.index
+        machine.failure = None
+        assert len(nodes.commands_everywhere()) == 60
+        assert storage.base.index >= machine.position.installed_index
+
+
+def test_a_snapshot_that_cannot_be_installed_is_sent_again_with_growing_pauses():
+    with group(settings=TINY) as nodes:
+        leader = nodes.leader()
+        behind = nodes.followers(leader)[0]
+        machine, installs = nodes.machines[behind.name], []
+        nodes.wires.cut(behind.name)
+        for number in range(60):
+            leader.propose(b"%d" % number, 5)
+        wait_until(lambda: leader.status()["snapshot_index"] > behind.status()["last_log_index"], "the log is compacted")
+        install = machine.install
+
+        def refuse(incoming):
+            installs.append(time.monotonic())
+            machine._incoming = None
+            raise RaftdError("not what was announced")
+        machine.install = refuse
+        nodes.wires.cut()
+        wait_until(lambda: len(installs) == 3, "it is sent three times")
+        first, second, third = installs
+        assert third - second > 0.9 and second - first > 0.4
+        machine.install = install
+        assert len(nodes.commands_everywhere()) == 60
 
 
 # Members

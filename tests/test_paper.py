@@ -748,16 +748,21 @@ def test_follower_asks_the_leader():
     assert read.ready and read.index == 7 and not late.ready, "the later one was not asked about"
 
 
-def test_unanswered_question_is_asked_again():
-    """A question that was lost is asked again, and the answer to the first does not count any more."""
+def test_unanswered_question_fails_its_reads_and_no_others():
+    """Nothing keeps a read that nobody may wait for any more; the answer to a question that was given up does not count."""
     raft = server(1)
     raft.handle(append(prev=(1, 1)))
-    read = raft.read_index()
-    raft.handle_reply("n2", raft.request_for("n2"), None)
+    lost = raft.read_index()
+    question = raft.request_for("n2")
+    later = raft.read_index()
+    raft.handle_reply("n2", question, None)
+    assert (lost.failed, later.failed, raft.waiting_reads) == (True, False, 1)
     raft.tick(HEARTBEAT)
     request = raft.request_for("n2")
+    raft.handle_reply("n2", question, ReadIndexReply(1, 7))
+    assert not later.ready
     raft.handle_reply("n2", request, ReadIndexReply(1, 7))
-    assert read.ready
+    assert later.ready and not lost.ready
 
 
 def test_leader_answers_a_follower_when_confirmed():

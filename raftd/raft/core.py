@@ -311,6 +311,16 @@ class Raft:
                 raise NoLeader()
         return read
 
+    @property
+    def waiting_reads(self):
+        """How many reads are not finished yet."""
+        match self.role:
+            case Leader(reads=reads):
+                return len(reads)
+            case Follower(reads=reads, asked=asked):
+                return len(reads) + len(asked)
+        return 0
+
     def _begin_read(self, read):
         leader = self.role
         if not leader.round_open:  # a request that is already under way proves nothing about a read that begins now
@@ -645,9 +655,11 @@ class Raft:
                 self._follower_reply(peer, request, reply)
 
     def _unanswered(self, request):
+        """Reads that the leader was asked about fail, and who still wants one asks again: none is kept that nobody waits for."""
         match self.role:
-            case Follower(reads=reads, asked=asked, asking=asking) as follower if request is asking:
-                follower.reads, follower.asked, follower.asking = asked + reads, [], None
+            case Follower(asked=asked, asking=asking) as follower if request is asking:
+                follower.asked, follower.asking = [], None
+                self._fail_reads(asked)
 
     def _vote_reply(self, peer, request, reply):
         """A vote counts only in the election it was asked for."""

@@ -51,6 +51,10 @@ class Log:
             end += 1
         return tuple(self._entries[position:end])
 
+    def size_after(self, index):
+        """Bytes of the commands after *index*."""
+        return sum(len(entry.command) for entry in self._entries[max(0, index - self.snapshot_index):])
+
     def is_up_to_date(self, last_log_index, last_log_term):
         """True if a log that ends so is at least as up-to-date as this one: by term, then by index (section 5.4.1)."""
         return (last_log_term, last_log_index) >= (self.last_term, self.last_index)
