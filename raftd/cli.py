@@ -354,6 +354,7 @@ def _logging(options):
         "raftd": level,
         "raftd.server": server_level,
         "raftd.web": server_level,
+        "raftd.lane": server_level,
         "waitress": logging.WARNING if quiet else logging.INFO,
         "waitress.queue": logging.ERROR if quiet else logging.INFO,  # it warns of each request that waits for a thread
     }

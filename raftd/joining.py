@@ -10,6 +10,7 @@ from raftd.errors import StartupError
 
 log = logging.getLogger(__name__)
 
+NO_MEMBER = "this node is no member of its cluster any more; to take it in again, start it with -join"
 PATIENCE_SECONDS = 5.0  # nobody answers, or no leader is known: members that start at the same time need a moment
 ANSWER_SECONDS = 1.0  # what one request may take; then the leader says that it is still at work
 WITHDRAW_SECONDS = 1.5  # who is told to stop must be gone soon
@@ -96,7 +97,7 @@ class Joiner:
         while not self._stopping.wait(pause):
             try:
                 if self._was_removed_from(cluster):
-                    log.warning("this node is no member of its cluster any more; to take it in again, start it with -join")
+                    log.warning(NO_MEMBER)
                     return
                 self.join()
                 log.info("told the cluster the new address address=%s", self._body["connectionString"])
@@ -139,6 +140,8 @@ class Joiner:
                 raise StartupError(f"could not join the cluster: {self._problem}")
             leader = leader.removeprefix("http://")
             if code != "not_leader" or not leader or leader == address:
+                if code == "not_leader" and not leader:
+                    self._problem = f"{address}: no leader is known"
                 return "failed"
             log.info("Attempting to join leader: %s", leader)
             address = leader

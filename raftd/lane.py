@@ -17,7 +17,7 @@ from waitress.channel import ClientDisconnected
 from waitress.utilities import build_http_date
 
 from raftd.config import MAX_KEY_BYTES
-from raftd.errors import CommitTimeout, NoQuorum, NotFound, RaftdError
+from raftd.errors import CommitTimeout, NoQuorum, NotFound, RaftdError, Stopping
 from raftd.kv import Delete, Get, Set, encode
 from raftd.web.answers import NOT_CACHED, done_fields, error_fields, error_line, value_fields
 from raftd.web.db import outcome_of
@@ -95,7 +95,8 @@ class Lane:
         return True
 
     def _wait_for(self, future, channel, key):
-        pending = Pending(channel, key, future, time.monotonic() + self._node.settings.write_timeout_seconds)
+        channel.began = time.monotonic()
+        pending = Pending(channel, key, future, channel.began + self._node.settings.write_timeout_seconds)
         self._pending.append(pending)
         future.add_done_callback(lambda _: self._hand_over(pending))
 
@@ -122,8 +123,12 @@ class Lane:
         while self._pending and (self._pending[0].channel is None or self._pending[0].deadline <= now):
             pending = self._pending.popleft()
             if pending.channel is not None:
-                late = CommitTimeout if pending.key is None else NoQuorum
-                self._answer_error(self._released(pending), late(f"no majority answered in time{self._node.out_of_reach()}"))
+                self._answer_error(self._released(pending), self._late(pending))
+
+    def _late(self, pending):
+        if pending.key is not None:
+            return NoQuorum(f"no majority confirmed the leader in time{self._node.out_of_reach()}")
+        return CommitTimeout(f"not committed within {self._node.settings.write_timeout_seconds:g} s{self._node.out_of_reach()}")
 
     @staticmethod
     def _released(pending):
@@ -163,7 +168,10 @@ class Lane:
             self._write(channel, 200, value_fields(found), found.value)
 
     def _answer_error(self, channel, error, index=None):
-        self._write(channel, error.status, error_fields(error, index), (error_line(error) + "\n").encode())
+        fields = error_fields(error, index)
+        if isinstance(error, Stopping):  # nothing else will be answered on this connection
+            fields["Connection"] = "close"
+        self._write(channel, error.status, fields, (error_line(error) + "\n").encode())
 
     def _write(self, channel, status, fields, body=b""):
         fields = {**self._node.headers(), **fields, NOT_CACHED[0]: NOT_CACHED[1], "Content-Length": len(body),
@@ -174,11 +182,15 @@ class Lane:
             channel.write_soon(data)
         except ClientDisconnected:
             channel.will_close = True
-        self._release(channel)
+        log_request(channel, channel.requests[0], status, time.monotonic() - channel.began)
+        self._release(channel, last="Connection" in fields)
 
-    def _release(self, channel):
-        """What ``HTTPChannel.service`` does after a request: the next one may begin."""
+    def _release(self, channel, last):
+        """What ``HTTPChannel.service`` does after a request: the next one may begin, unless it was the *last*."""
         channel.requests[0].close()
+        if last:
+            channel.close_when_flushed, channel.requests = True, []
+            return
         if channel.current_outbuf_count > 0:  # the next answer begins a new buffer, or this one would keep what it has sent
             channel.current_outbuf_count = channel.adj.outbuf_high_watermark
         with channel.requests_lock:
@@ -190,3 +202,10 @@ class Lane:
         channel.last_activity = time.time()
         if more:
             self._next_request(channel)
+
+
+def log_request(channel, request, status, seconds):
+    """One line for a request that is answered, with ``-v``."""
+    if log.isEnabledFor(logging.DEBUG):
+        log.debug("request from=%s method=%s path=%r status=%s seconds=%.4f", channel.addr[0], getattr(request, "command", "?"),
+                  getattr(request, "path", "?"), str(status).split()[0], seconds)

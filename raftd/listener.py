@@ -12,15 +12,18 @@ import re
 import resource
 import socket
 import threading
+import time
+from http import HTTPStatus
 
 from waitress import create_server, wasyncore
 from waitress.channel import HTTPChannel
 from waitress.parser import HTTPRequestParser, ParsingError
-from waitress.task import ErrorTask, ThreadedTaskDispatcher
+from waitress.task import ErrorTask, ThreadedTaskDispatcher, WSGITask
 from waitress.trigger import trigger
 
-from raftd.errors import BadRequest, RaftdError, StartupError, TooLarge
-from raftd.lane import Lane
+from raftd.errors import BadRequest, RaftdError, StartupError, Stopping, TooLarge
+from raftd.lane import Lane, log_request
+from raftd.web.answers import NOT_CACHED, error_body, error_fields, error_line
 
 log = logging.getLogger(__name__)
 
@@ -56,27 +59,55 @@ class Parser(HTTPRequestParser):
             raise ParsingError(f"malformed request line: {error}") from error
 
 
-class PlainError(ErrorTask):
+class Request(WSGITask):
+    """A request that Flask answers. Its head is as the lane would write it."""
+
+    def start(self):
+        super().start()
+        self._began = time.monotonic()
+
+    def build_response_header(self):
+        code = int(self.status.split()[0])
+        self.status = f"{code} {HTTPStatus(code).phrase}"
+        if ("X-Raft-Error", Stopping.code) in self.response_headers:  # nothing else will be answered on this connection
+            self.set_close_on_finish()
+        return super().build_response_header().replace(b"\r\nEtag: ", b"\r\nETag: ", 1)
+
+    def finish(self):
+        super().finish()
+        log_request(self.channel, self.request, self.status, time.monotonic() - self._began)
+
+
+class Refused(ErrorTask):
     """What waitress itself refuses, answered like any other error of ours."""
 
     def execute(self):
-        error, server = self.request.error, self.channel.server
-        kind = {400: BadRequest, 413: TooLarge, 431: TooLarge}.get(error.code, RaftdError)
-        text = f"the body is larger than {server.max_value_bytes} bytes" if error.code == 413 else error.body or error.reason
-        body = f"{text}\n".encode()
-        self.status = f"{error.code} {error.reason}"
-        self.response_headers += [("Content-Type", "text/plain; charset=utf-8"), ("X-Raft-Error", kind.code),
-                                  ("X-Raft-Retry", "no" if error.code < 500 else kind.retry), *server.raft_headers().items()]
+        error, headers = self._error(), self.channel.server.raft_headers()
+        content_type, body = error_body(error, error_line(error), self.request.headers.get("ACCEPT", ""), headers)
+        self.status = f"{error.status} {HTTPStatus(error.status).phrase}"
+        self.response_headers += {**headers, **error_fields(error), "Content-Type": content_type, NOT_CACHED[0]: NOT_CACHED[1]}.items()
         self.set_close_on_finish()
-        self.content_length = len(body)
-        self.write(body)
+        self.content_length = len(body.encode())
+        self.write(body.encode())
+        log_request(self.channel, self.request, self.status, 0.0)
+
+    def _error(self):
+        refusal = self.request.error
+        if refusal.code in (413, 431):
+            return TooLarge(f"the body is larger than {self.channel.server.max_value_bytes} bytes" if refusal.code == 413 else
+                            "the head of the request is too large")
+        if refusal.code in (400, 501):  # 501: a Transfer-Encoding that is not known
+            return BadRequest(refusal.body or refusal.reason)
+        return RaftdError(refusal.body or refusal.reason)
 
 
 class Channel(HTTPChannel):
-    """A connection of waitress."""
+    """A connection of waitress. ``began`` is when the lane has taken its request."""
 
-    error_task_class = PlainError
+    task_class = Request
+    error_task_class = Refused
     parser_class = Parser
+    began = 0.0
 
 
 class Wake(trigger):
@@ -177,7 +208,6 @@ class Listener:
         self._server.trigger.pull_trigger(self._finish)
         self._thread.join()
         self._peers.stop()
-
 
     def _finish(self):
         self._dispatcher.lane.finish()

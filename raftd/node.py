@@ -282,6 +282,8 @@ class Node:
             voters, members = raft.configuration.voters, raft.configuration.members
             log.info("members index=%s voters=%s learners=%s", raft.configurations.latest_index, ",".join(voters) or "none",
                      ",".join(name for name in members if name not in voters) or "none")
+            if self.name in old_configuration.members and self.name not in members:
+                log.warning("this node has been removed from the cluster index=%s", raft.configurations.latest_index)
         if old_role is not raft.role or old_term != raft.term:
             self._log_role_locked(old_role)
         if isinstance(old_role, Leader) and not raft.is_leader:
@@ -310,6 +312,8 @@ class Node:
         if self._raft.term > old_term and not self._silent:
             self._orphans_fail_at = time.monotonic() + self.settings.election_timeout_seconds
         else:
+            log.warning("no leader any more, writes and linearizable reads are refused until there is one reason=%s%s", self._raft.reason,
+                        self._lost_peers_locked())
             self._fail_proposals_locked(LeadershipLost(f"this node leads no longer: {self._raft.reason}"))
 
     def _fail_proposals_locked(self, error):
@@ -532,6 +536,8 @@ class Node:
         elif raft.is_leader and member.name in raft.role.progress:
             progress = raft.role.progress[member.name]
             shown |= {"match_index": progress.match_index, "last_contact_seconds": round(time.monotonic() - progress.last_heard, 3)}
+        elif member.name == raft.leader_id:
+            shown["last_contact_seconds"] = round(time.monotonic() - raft.role.last_heard, 3)
         return shown
 
     def identity(self):
@@ -559,6 +565,8 @@ class Node:
             self._settle_locked()
             if self._stopping.is_set() or self._silent or raft.withdrawn:
                 return str(self._silent or raft.withdrawn or Stopping())
+            if self.name not in raft.configuration.members:
+                return "not a member of the cluster"
             if raft.leader_id is None:
                 return f"no leader is known{self._lost_peers_locked()}"
             if raft.leader_id in self._lost_peers:
@@ -574,8 +582,6 @@ class Node:
             self._catch_up_to = self._catch_up_to or known_commit
             if raft.last_applied < max(self._catch_up_to, known_commit - MAX_READY_LAG):
                 return f"catching up: {raft.last_applied} of {known_commit} entries are applied"
-            if self.name not in raft.configuration.members:
-                return "not a member of the cluster"
         return None
 
     # Membership: the primitives; ``raftd.membership`` makes the steps of chapter 4 of the thesis from them

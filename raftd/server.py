@@ -10,7 +10,7 @@ from contextlib import suppress
 
 from raftd import __version__, listener
 from raftd.errors import REPLACE_NODE, DamagedFiles, Refusal, StartupError, Stopping, StorageFailed
-from raftd.joining import Joiner, find_cluster, voters_at
+from raftd.joining import NO_MEMBER, Joiner, find_cluster, voters_at
 from raftd.kv import KeyValueStore
 from raftd.node import Node
 from raftd.raft.configuration import NOBODY, Configuration, Member
@@ -45,6 +45,8 @@ def run(options):
     try:
         server.start()
         stopping.wait()
+        if signals:
+            log.info("stopping signal=%s", signal.Signals(signals[0]).name)
     except StartupError as error:
         if not signals:
             raise
@@ -53,6 +55,7 @@ def run(options):
         server.stop()
     if failures:
         raise failures[0]
+    log.info("stopped")
     return 0
 
 
@@ -216,6 +219,8 @@ class Server:
         self._peers = PeerServer(self._admit, self._node.handle)
         if not self._data.is_new:
             log.info("Recovered from log")
+        log.info("this node name=%s cluster=%s term=%s last_index=%s", identity.name, identity.cluster, saved.hard_state.term,
+                 saved.base.index + len(saved.entries))
         self._node.start()
         return state
 
@@ -263,6 +268,8 @@ class Server:
             others = [member.address for member in known.values() if member.name != node.name]
             joiner = Joiner(node.name, self._address, [*others, self._address], self._stopping)
             self._run("announcer", joiner.announce, node.cluster)
+        elif node.name not in known:
+            log.warning(NO_MEMBER)
         elif options.join:
             log.info("already a member of the cluster, -join is not needed")
 

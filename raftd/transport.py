@@ -157,8 +157,10 @@ class Transport:
                 connection.request("GET", "/raft/identity")
                 identity = json.loads(connection.getresponse().read(_MAX_HEAD))
                 return {field: str(identity[field]) for field in ("name", "id", "cluster")}
-        except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
-            raise PeerUnreachable(f"no raftd answers at {address}: {getattr(error, 'strerror', None) or error}") from error
+        except OSError as error:
+            raise PeerUnreachable(f"no raftd answers at {address}: {error.strerror or error}") from error
+        except (http.client.HTTPException, ValueError, KeyError, TypeError) as error:
+            raise PeerUnreachable(f"no raftd answers at {address}: something else does, or it is no address") from error
 
 
 class PeerServer:

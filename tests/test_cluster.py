@@ -357,6 +357,7 @@ def test_sigterm_under_load_ends_in_order(tmp_path):
             leader.signal(signal.SIGTERM)
             gap = writers.gap_after(sent)
             assert leader.exit_status(10) == 0
+            assert "stopping signal=SIGTERM" in leader.log() and leader.log().splitlines()[-1].endswith("stopped")
             took = time.monotonic() - sent
         for thread in threads:
             thread.join()

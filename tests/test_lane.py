@@ -1,6 +1,7 @@
 """The express lane: what it answers is what Flask would, in order, once, and no thread waits for it. Over real sockets, to a stub node."""
 
 import http.client
+import json
 import os
 import re
 import socket
@@ -150,10 +151,9 @@ def asked(port, method, path, body=None, more="", seconds=5):
 
 
 def without_date(answer):
-    """Without regard to case in the status line and in the names of headers, which Flask and waitress write in ways of their own."""
+    """To the letter, but for the order of the header fields."""
     status, lines, body = answer
-    fields = [(name.lower(), value) for name, _, value in (line.partition(": ") for line in lines)]
-    return status.upper(), sorted(field for field in fields if field[0] != "date"), body
+    return status, sorted(line for line in lines if not line.startswith("Date: ")), body
 
 
 def status_of(answer):
@@ -243,6 +243,51 @@ def test_a_read_whose_beginning_fails_is_answered_as_flask_answers_it(node, port
     mine = asked(port, "GET", "/db/a")
     node.error = failure
     assert without_date(mine) == without_date(asked(port, "GET", "/db/a", more=NOT_PLAIN))
+
+
+REFUSED = {
+    "transfer encoding": (b"PUT /db/x HTTP/1.1\r\nTransfer-Encoding: gzip\r\n", "bad_request", 400),
+    "header": (b"GET /db/x HTTP/1.1\r\nno colon\r\n", "bad_request", 400),
+    "body": (b"PUT /db/x HTTP/1.1\r\nContent-Length: 30000000\r\n", "too_large", 413),
+    "head": (b"GET /db/x HTTP/1.1\r\nX: " + bytes(300_000).replace(b"\0", b"x") + b"\r\n", "too_large", 431),
+}
+
+
+@pytest.mark.parametrize("accept", ["", "Accept: application/JSON\r\n"])
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_never_reaches_flask_is_refused_like_the_rest(node, port, what, accept):
+    """The same table of errors, the same headers, and JSON for who wants it."""
+    head, code, status = REFUSED[what]
+    with Wire(port) as wire:
+        wire.send(head, accept, "\r\n")
+        answer = wire.answer()
+    assert (header(answer, "X-Raft-Error"), header(answer, "X-Raft-Retry"), header(answer, "X-Raft-Node")) == (code, "no", "n1")
+    if accept and what in ("transfer encoding", "body"):
+        problem = json.loads(answer[2])
+        assert header(answer, "Content-Type") == "application/problem+json" and problem["code"] == code
+    elif not accept:
+        assert header(answer, "Content-Type") == "text/plain; charset=utf-8" and answer[2].count(b"\n") == 1
+    assert node.calls == []
+
+
+def test_what_is_refused_while_stopping_ends_its_connection(node, port):
+    node.failure = node.error = errors.Stopping()
+    for more in (PLAIN, NOT_PLAIN):
+        with Wire(port) as wire:
+            wire.send(request("GET", "/db/a", more=more), request("GET", "/db/b", more=more))
+            assert header(wire.answer(), "Connection") == "close"
+            assert wire.answer()[0] == ""
+
+
+def test_each_request_is_one_line_of_the_log_of_the_server(node, port, caplog):
+    with caplog.at_level("DEBUG", "raftd.lane"):
+        for more in (PLAIN, NOT_PLAIN):
+            asked(port, "POST", "/db/a", b"x", more)
+        asked(port, "GET", "/nowhere")
+        wait_until(lambda: len(caplog.messages) == 3, "all are there")
+    assert all(re.fullmatch(r"request from=127.0.0.1 method=POST path='/db/a' status=200 seconds=0\.\d+", line)
+               for line in caplog.messages[:2]), caplog.messages
+    assert "path='/nowhere' status=404" in caplog.messages[2]
 
 
 def test_a_value_over_the_limit_is_refused_in_the_lane_too(node):

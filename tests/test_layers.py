@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "node": {"errors", "raft", "config", "membership"},
     "web": {"errors", "kv", "config"},
     "lane": {"errors", "config", "kv", "web"},
-    "listener": {"errors", "lane"},
+    "listener": {"errors", "lane", "web"},
     "joining": {"errors"},
     "server": {"__init__", "errors", "config", "raft", "sqlitefile", "storage", "kv", "wire", "transport", "node", "web",
                "listener", "joining"},

@@ -263,6 +263,15 @@ def test_a_write_is_applied_on_all_in_order_and_answers_what_the_machine_said():
         assert nodes.commands_everywhere() == [b"a%d" % number for number in range(20)]
 
 
+def test_a_follower_shows_how_long_ago_it_heard_the_leader():
+    with group() as nodes:
+        leader = nodes.leader()
+        for follower in nodes.followers(leader):
+            wait_until(lambda follower=follower: follower.leader(), "it hears the leader")
+            shown = {member["name"]: member["last_contact_seconds"] for member in follower.members()}
+            assert 0 <= shown.pop(leader.name) < 1 and shown.pop(follower.name) == 0 and list(shown.values()) == [None]
+
+
 def test_a_follower_refuses_writes_and_names_the_leader():
     with group() as nodes:
         leader = nodes.leader()

@@ -337,8 +337,6 @@ TAGS = [
     ('"41", "42"', (41, 42)),
     ('"41","42" , "43"', (41, 42, 43)),
     (', "41",, "42",', (41, 42)),
-    ('W/"41"', ()),
-    ('W/"41", "42"', (42,)),
     ('"abc"', ()),
     ('"a,b", "7"', (7,)),
     ('"041"', ()),
@@ -360,6 +358,14 @@ def test_conditions_reach_the_command(client, node, method, header, text, tags):
     client.open("/db/foo", method=method, headers={} if text is None else {header: text})
     expected = Conditions(if_match=tags) if header == "If-Match" else Conditions(if_none_match=tags)
     assert [call[1].conditions for call in node.calls] == [expected]
+
+
+@pytest.mark.parametrize(("text", "strong", "both"), [('W/"41"', (), (41,)), ('W/"41", "42"', (42,), (41, 42))])
+def test_a_weak_tag_says_which_version_a_client_has_but_not_its_bytes(client, node, text, strong, both):
+    """RFC 9110, section 13.1: the comparison is strong for If-Match and weak for If-None-Match."""
+    client.put("/db/foo", headers={"If-Match": text})
+    client.put("/db/foo", headers={"If-None-Match": text})
+    assert [call[1].conditions for call in node.calls] == [Conditions(if_match=strong), Conditions(if_none_match=both)]
 
 
 @pytest.mark.parametrize("header", ["If-Match", "If-None-Match"])
@@ -438,6 +444,12 @@ def test_redirect_without_a_known_leader_is_not_leader(client, node):
     answer = client.post("/db/foo?redirect")
     assert_error(answer, "not_leader", 400, "safe")
     assert "X-Raft-Leader" not in answer.headers
+
+
+def test_options_says_in_order_what_a_path_can_do(client):
+    answer = client.options("/db/foo")
+    assert (answer.status_code, answer.headers["Allow"]) == (200, "DELETE, GET, HEAD, OPTIONS, POST, PUT")
+    assert answer.headers["Content-Type"] == "text/plain; charset=utf-8" and answer.data == b""
 
 
 # Errors: the table of section 3.

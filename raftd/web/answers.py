@@ -6,6 +6,8 @@ from http import HTTPStatus
 from urllib.parse import quote
 
 from flask import Response, request
+from werkzeug.datastructures import MIMEAccept
+from werkzeug.http import parse_accept_header
 
 from raftd.errors import BadRequest, MethodNotAllowed, NotFound, NotLeader, Overloaded, PreconditionFailed, RaftdError, TooLarge
 from raftd.web.current import current_node
@@ -26,6 +28,8 @@ def add_raft_headers(response):
         if name not in present:
             headers.add(name, value)
     headers.add(*NOT_CACHED)
+    if request.method == "OPTIONS":
+        headers["Content-Type"], headers["Allow"] = TEXT, ", ".join(sorted(response.allow))
     return response
 
 
@@ -85,10 +89,9 @@ def error_answer(error, index=None, body=None):
     if isinstance(error, NotLeader) and error.leader and wants_redirect():
         return _redirect_answer(error.leader)
     headers, detail = error_fields(error, index), error_line(error)
-    if body is None and _wants_json():
-        headers["Content-Type"] = "application/problem+json"
-        body = _json(_problem(error, detail))
-    return Response(detail + "\n" if body is None else body, error.status, headers)
+    if body is None:
+        headers["Content-Type"], body = error_body(error, detail, request.headers.get("Accept", ""), current_node().headers())
+    return Response(body, error.status, headers)
 
 
 def error_fields(error, index=None):
@@ -110,21 +113,23 @@ def error_line(error):
     return " ".join(str(error).split())
 
 
-def _problem(error, detail):
-    """RFC 9457."""
-    return {
+def error_body(error, detail, accept, raft_headers):
+    """(Content-Type, body) of an error for a client with that Accept header: a line of text, or RFC 9457."""
+    if not _wants_json(accept):
+        return TEXT, detail + "\n"
+    return "application/problem+json", _json({
         "title": HTTPStatus(error.status).phrase,
         "status": error.status,
         "detail": detail,
         "code": error.code,
         "retry": error.retry,
-        "leader": error.leader or current_node().headers().get("X-Raft-Leader"),
-    }
+        "leader": error.leader or raft_headers.get("X-Raft-Leader"),
+    })
 
 
-def _wants_json():
+def _wants_json(accept):
     """JSON is for who names it and does not like text better; ``*/*`` alone, as curl sends it, means text."""
-    accept = request.accept_mimetypes
+    accept = parse_accept_header(accept.lower(), MIMEAccept)
     named = [quality for kind, quality in accept if kind in ("application/json", "application/problem+json")]
     return max(named, default=0) > 0 and max(named) >= accept.quality("text/plain")
 

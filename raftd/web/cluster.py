@@ -82,7 +82,7 @@ def _how_to_change():
 
 def _name(asked):
     name = asked.get("name", "")
-    if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name):
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name) or name in (".", ".."):
         raise BadRequest('"name" must be 1 to 64 characters of A-Z a-z 0-9 . _ -')
     return name
 

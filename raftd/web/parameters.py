@@ -143,11 +143,15 @@ def wants_redirect():
 
 def conditions():
     """What If-Match and If-None-Match ask for."""
-    return Conditions(_entity_tags("If-Match"), _entity_tags("If-None-Match"))
+    return Conditions(_entity_tags("If-Match", weak_too=False), _entity_tags("If-None-Match", weak_too=True))
 
 
-def _entity_tags(header):
-    """None, ``"*"``, or the log indexes named; a tag that cannot be one of ours (weak, not a number) matches nothing."""
+def _entity_tags(header, weak_too):
+    """None, ``"*"``, or the log indexes named; a tag that cannot be one of ours matches nothing.
+
+    A proxy that compresses makes tags weak: such a one still says which version the client has, but not that it has its bytes
+    (RFC 9110, sections 13.1.1 and 13.1.2).
+    """
     text = request.headers.get(header)
     if text is None or text.strip() == "*":
         return text and "*"
@@ -156,7 +160,7 @@ def _entity_tags(header):
     tags = _ENTITY_TAG.findall(text)
     if len(tags) > MAX_ENTITY_TAGS:
         raise BadRequest(f"{header} has more than {MAX_ENTITY_TAGS} entity tags")
-    return tuple(int(tag) for weak, tag in tags if not weak and _OUR_TAG.fullmatch(tag))
+    return tuple(int(tag) for weak, tag in tags if (weak_too or not weak) and _OUR_TAG.fullmatch(tag))
 
 
 def refuse_idempotency_key():
