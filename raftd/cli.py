@@ -186,7 +186,7 @@ FLAGS = {
     "max-value": Flag("SIZE", _size, Settings.max_value_bytes,
                       f"largest value of a key, such as 512KiB, up to {_LARGEST_VALUE_BYTES >> 20}MiB"
                       f" (default {Settings.max_value_bytes >> 20}MiB)"),
-    "v": Flag("", _switch, False, "log more of the server"),
+    "v": Flag("", _switch, False, "log each request of a client"),
     "debug": Flag("", _switch, False, "log Raft events too"),
     "trace": Flag("", _switch, False, "log every RPC too"),
     "help": Flag("", _switch, False, "print this and exit"),
