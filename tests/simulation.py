@@ -7,6 +7,7 @@ committed entries, so that "applied the same" is "applied what ``History.committ
 import heapq
 import random
 import zlib
+from collections import Counter, deque
 from dataclasses import dataclass, field, replace
 
 from raftd.config import Settings
@@ -14,10 +15,20 @@ from raftd.errors import RaftdError
 from raftd.raft.configuration import NOBODY, Configuration, Configurations, Member
 from raftd.raft.core import Base, Raft
 from raftd.raft.log import Log
-from raftd.raft.messages import CONFIGURATION, AppendEntriesReply, HardState, InstallSnapshot, InstallSnapshotReply, RequestVote
+from raftd.raft.messages import (
+    COMMAND, CONFIGURATION, AppendEntriesReply, HardState, InstallSnapshot, InstallSnapshotReply, RequestVote, TimeoutNow,
+)
 
 RPC_SECONDS = 0.4
 CHUNKS = 3  # a snapshot is sent in so many chunks
+STEPS = 1200  # of one run under faults
+BOUND_SECONDS = 15  # of simulated time, some ten election timeouts: when nothing fails any more, there is progress by then
+KEPT_EVENTS = 60  # the last ones, to be shown when something goes wrong
+
+# What ``History.counts`` counts: of a run over many seeds, none may be zero, or something was not exercised.
+EXERCISED = ("elections", "writes committed", "reads answered", "entries truncated", "membership changes committed",
+             "leadership handed over", "logs compacted", "snapshots installed", "crashes", "power cuts that lost unsynced state",
+             "writes interrupted by a crash", "messages lost", "messages repeated", "pauses", "partitions")
 
 
 @dataclass
@@ -123,20 +134,25 @@ class Server:
         self.proposed, self.reads = {}, []
         self.led_to = None
 
-    def crash(self, power_cut):
+    def crash(self, power_cut, history):
         self.up = False
+        history.counts["crashes"] += 1
+        history.counts["writes interrupted by a crash"] += self.writing is not None
         if power_cut:
+            history.counts["power cuts that lost unsynced state"] += self.disk.position > self.disk.durable_position
             self.disk.position = self.disk.durable_position
 
     # What the threads of the runtime do, one action at a time
 
-    def write(self, now, faults):
+    def write(self, now, faults, history):
         raft = self.raft
         if self.writing is None:
             self.writing = raft.take_unsaved()
             seconds = 1.5 if self.rng.random() < faults.stall else 0.1 if self.rng.random() < faults.slow_disk else 0
             self.write_done = now + self.rng.random() * seconds
         elif now >= self.write_done:
+            history.counts["entries truncated"] += self.writing.log_from <= self.disk.last_index
+            history.counts["logs compacted"] += self.writing.base is not None
             self.disk.save(self.writing)
             written, self.writing = self.writing, None
             raft.saved(written)
@@ -161,6 +177,7 @@ class Server:
             disk.position = disk.durable_position = request.last_included_index
             configuration = history.configuration_at(disk.position)
             self.raft.snapshot_installed(disk.position, request.last_included_term, configuration)
+            history.counts["snapshots installed"] += 1
         self.raft.chunk_stored(answer, request.size, installed=True)
 
     def checkpoint(self, keep_entries):
@@ -191,7 +208,7 @@ class Server:
                 continue
             assert self.disk.position >= read.context, f"{self.name} read at {self.disk.position} what was {read.context} before"
             history.floor = max(history.floor, self.disk.position)
-            history.reads += 1
+            history.counts["reads answered"] += 1
         self.reads = waiting
 
 
@@ -209,7 +226,7 @@ class History:
     votes: dict = field(default_factory=dict)
     entries: dict = field(default_factory=dict)
     floor: int = 0
-    reads: int = 0
+    counts: Counter = field(default_factory=Counter)
 
     def term_at(self, index):
         return self.committed[index - 1].term if index else 0
@@ -236,6 +253,7 @@ class Cluster:
         self.history = History(members)
         self.servers = {name: Server(name, members if name in members.members else NOBODY, rng, self.settings) for name in names}
         self.now, self.trace = 0.0, 0
+        self.events = deque(maxlen=KEPT_EVENTS)  # (seconds, what), to be shown as text
         self._heap, self._sequence = [], 0
         self._busy, self._cut = {}, set()
         self._commits = {}
@@ -287,7 +305,7 @@ class Cluster:
         server.raft.tick(server.clock)
 
     def _disk(self, server):
-        server.write(self.now, self.faults)
+        server.write(self.now, self.faults, self.history)
         self._check_commit(server)
 
     def _apply(self, server):
@@ -302,14 +320,20 @@ class Cluster:
             if not server.up:
                 if rng.random() < 0.03:
                     server.boot(self.now, self.history)
+                    self._note_event(server.name, "starts again")
             elif rng.random() < faults.crash:
-                server.crash(power_cut=rng.random() < 0.5)
+                server.crash(rng.random() < 0.5, self.history)
+                self._note_event(server.name, "crashes")
             elif rng.random() < faults.pause:
                 server.paused_until = self.now + rng.random() * 3
+                self.history.counts["pauses"] += 1
+                self._note_event(server.name, "pauses until", server.paused_until)
         if rng.random() < faults.cut:
             one, other = rng.sample(list(self.servers), 2)
             everyone = [name for name in self.servers if name != one]
             self._cut |= rng.choice(({(one, other)}, {(one, name) for name in everyone}, {(name, one) for name in everyone}))
+            self.history.counts["partitions"] += 1
+            self._note_event(one, "is cut; links down:", *sorted(self._cut))
         if rng.random() < faults.heal:
             self._cut.clear()
 
@@ -376,11 +400,14 @@ class Cluster:
         self._later(RPC_SECONDS, self._finish, call, request, server.raft, None)
         self._carry(call[0], peer, self._deliver, call, request, server.raft, True)
         if self.rng.random() < self.faults.duplicate:
+            self.history.counts["messages repeated"] += 1
             self._carry(call[0], peer, self._deliver, call, request, server.raft, False)
 
     def _carry(self, sender, receiver, action, *args):
         if (sender, receiver) not in self._cut and self.rng.random() >= self.faults.loss:
             self._later(self.rng.random() * self.faults.delay_seconds, action, *args)
+        else:
+            self.history.counts["messages lost"] += 1
 
     def _deliver(self, call, request, asker, answers):
         """The request arrives; the reply leaves when there is one, or when the caller's patience ends."""
@@ -391,6 +418,8 @@ class Cluster:
             self._later(server.paused_until - self.now, self._deliver, call, request, asker, answers)
             return
         before = server.raft.term, server.raft.voted_for
+        self.history.counts["leadership handed over"] += isinstance(request, TimeoutNow)
+        self._note_event(call[0], "->", call[1], request)
         answer = server.raft.handle(request)
         self._check_commit(server)
         if isinstance(request, RequestVote) and request.pre_vote:
@@ -424,9 +453,21 @@ class Cluster:
             self._later(server.paused_until - self.now, self._finish, call, request, asker, reply)
             return
         del self._busy[call]
+        self._note_event(call[0], "<-", call[1], reply or "no answer")
         if server.up and server.raft is asker:
             asker.handle_reply(call[1], request, reply)
             self._check_commit(server)
+
+    def _note_event(self, *what):
+        self.events.append((self.now, what))
+
+    def story(self):
+        """The last events, a line each."""
+        lines = [f"{seconds:8.3f}  {' '.join(map(str, what))}" for seconds, what in self.events]
+        states = [f"{server.name}: {'up' if server.up else 'down'} {type(server.raft.role).__name__} term={server.raft.term} "
+                  f"log={server.raft.log.snapshot_index}..{server.raft.log.last_index} commit={server.raft.commit_index} "
+                  f"disk={server.disk.hard_state} ..{server.disk.last_index}" for server in self.servers.values()]
+        return "\n".join(lines + states)
 
     # The judge
 
@@ -487,6 +528,8 @@ class Cluster:
             if index > len(history.committed):
                 history.committed.append(entry)
                 history.commit_terms.append(raft.term)
+                history.counts["membership changes committed"] += entry.kind == CONFIGURATION
+                history.counts["writes committed"] += entry.kind == COMMAND
                 holders = {name for name, other in self.servers.items() if other.disk.holds(index, entry.term)}
                 assert raft.configuration.is_majority(holders), f"{entry} was committed with only {holders}"
             assert history.committed[index - 1] == entry, f"{server.name} committed {entry}, not {history.committed[index - 1]}"
@@ -494,6 +537,7 @@ class Cluster:
 
     def _check_leader(self, server):
         raft, history = server.raft, self.history
+        history.counts["elections"] += raft.term not in history.leaders
         assert history.leaders.setdefault(raft.term, server.name) == server.name, f"two leaders in term {raft.term}"
         last = raft.log.last_index, raft.log.last_term
         if server.led_to and server.led_to[0] == raft.term and server.led_to[1] > raft.log.snapshot_index:
@@ -551,3 +595,35 @@ class Cluster:
         members = [self.servers[name] for name in raft.configuration.members]
         return all((server.raft.log.last_index, server.raft.log.last_term) == (raft.log.last_index, raft.log.last_term)
                    and server.disk.position == raft.commit_index for server in members)
+
+
+def run_until(cluster, truth, seconds):
+    """True if *truth* came within so many simulated seconds."""
+    end = cluster.now + seconds
+    while cluster.now < end:
+        cluster.step()
+        if truth():
+            return True
+    return False
+
+
+def run(seed):
+    """One run: first faults, under which nothing wrong may happen (safety), then peace, in which there is progress (liveness).
+
+    Returns the counts of what it exercised; raises AssertionError with the story of the end.
+    """
+    cluster = Cluster(seed, size=3 if seed % 2 else 5)
+    counts = cluster.history.counts
+    try:
+        for _ in range(STEPS):
+            cluster.step()
+        cluster.peace()
+        committed, reads = len(cluster.history.committed), counts["reads answered"]
+
+        def progress():
+            return len(cluster.history.committed) > committed + 1 and counts["reads answered"] > reads and cluster.converged()
+        assert run_until(cluster, progress, BOUND_SECONDS), "no progress on a healthy network"
+        cluster.check_logs()
+    except Exception as error:
+        raise AssertionError(f"seed {seed}: {error!r}\n{cluster.story()}\nagain: bin/simulate --seeds 1 --from {seed}") from error
+    return counts
