@@ -70,6 +70,7 @@ class Request(WSGITask):
         code = int(self.status.split()[0])
         self.status = f"{code} {HTTPStatus(code).phrase}"
         if ("X-Raft-Error", Stopping.code) in self.response_headers:  # nothing else will be answered on this connection
+            self.request.headers.pop("CONNECTION", None)  # what waitress answers to a "keep-alive" of HTTP/1.0
             self.set_close_on_finish()
         return super().build_response_header().replace(b"\r\nEtag: ", b"\r\nETag: ", 1)
 
@@ -86,6 +87,7 @@ class Refused(ErrorTask):
         content_type, body = error_body(error, error_line(error), self.request.headers.get("ACCEPT", ""), headers)
         self.status = f"{error.status} {HTTPStatus(error.status).phrase}"
         self.response_headers += {**headers, **error_fields(error), "Content-Type": content_type, NOT_CACHED[0]: NOT_CACHED[1]}.items()
+        self.request.headers.pop("CONNECTION", None)
         self.set_close_on_finish()
         self.content_length = len(body.encode())
         self.write(body.encode())

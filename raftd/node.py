@@ -292,6 +292,8 @@ class Node:
             for link in self._links.pop(peer):
                 link.closed = True
                 link.wake.notify()
+        if old_role is not raft.role:
+            self._lost_peers.pop(raft.leader_id, None)  # it is heard; whether it can be reached shows anew
         self._timer_wake.notify()
         self._changed.notify_all()
 
@@ -695,11 +697,13 @@ class Node:
         return answer.reply if future is None else self._wait_for_reply(answer, future)
 
     def _check_room_locked(self):
-        """What cannot be written or applied here must not pile up in memory: heartbeats are heard, entries have to wait."""
-        raft = self._raft
-        done = min(raft.last_applied, raft.saved_index)
-        behind, most_bytes = raft.log.last_index - done, self.settings.max_waiting_bytes
-        if behind > MAX_BEHIND or (raft.log.size > most_bytes and raft.log.size_after(done) > most_bytes):
+        """What cannot be written or applied here must not pile up in memory: heartbeats are heard, entries have to wait.
+
+        Only what this server alone can make less counts: entries that are not committed yet may need those that come to be so.
+        """
+        raft, most_bytes = self._raft, self.settings.max_waiting_bytes
+        behind = max(raft.commit_index - raft.last_applied, raft.log.last_index - raft.saved_index)
+        if behind > MAX_BEHIND or (raft.log.size > most_bytes and raft.log.size_after(raft.log.last_index - behind) > most_bytes):
             raise Refusal(f"{self.name} has {behind} entries to write and to apply first")
 
     def _known_configurations_locked(self, request):

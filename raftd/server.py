@@ -122,7 +122,10 @@ def _make_directories(path):
             raise
         return []
     except FileNotFoundError:
-        return [*_make_directories(os.path.dirname(path)), *_make_directories(path)]
+        made = _make_directories(os.path.dirname(path))
+        os.mkdir(path)
+        sync_directory(path)
+        return [*made, path]
     sync_directory(path)
     return [path]
 
@@ -233,7 +236,7 @@ class Server:
         except Stopping:
             pass
         except StorageFailed as error:
-            log.warning("the state could not be verified error=%s", error)
+            log.warning("the state could not be verified, and is not before the next start error=%s", error)
 
     def _pause(self):
         if self._stopping.wait(PAUSE_SECONDS):

@@ -101,7 +101,7 @@ class Storage:
     def __init__(self, path, connection, identity):
         self.path, self.identity = path, identity
         self._connection = connection
-        self._file_id, self._wal_id = file_id(path), None
+        self._file_id, self._wal_id = file_id(path), file_id(f"{path}-wal")
         self._last_index, = connection.execute(
             "SELECT coalesce((SELECT max(log_index) FROM log), (SELECT log_index FROM base), 0)").fetchone()
 
@@ -158,7 +158,7 @@ class Storage:
         is another file: an older one may have forgotten a vote."""
         self._connection.close()
         again = self.open(os.path.dirname(self.path))
-        self._connection, self._last_index, self._wal_id = again._connection, again._last_index, None
+        self._connection, self._last_index, self._wal_id = again._connection, again._last_index, again._wal_id
         if again._file_id != self._file_id:
             again.close()
             raise DamagedFiles(f"{self.path} was exchanged while raftd had it open; {REPLACE_NODE}")
@@ -223,11 +223,10 @@ class Storage:
 
     @contextmanager
     def _transaction(self):
-        wal_id = file_id(f"{self.path}-wal") if present(f"{self.path}-wal") else None
-        if file_id(self.path) != self._file_id or self._wal_id not in (None, wal_id):
+        wal = f"{self.path}-wal"
+        if file_id(self.path) != self._file_id or not present(wal) or file_id(wal) != self._wal_id:
             # SQLite would go on writing into a file without a name.
             raise StorageFailed(f"{self.path} or its WAL was removed or exchanged while raftd had it open")
-        self._wal_id = wal_id
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             yield self._connection.execute

@@ -69,9 +69,7 @@ class Connection:
     def _connect(self, member, deadline):
         self.close()
         host, port = split_address(member.address)
-        if self._lookup is None or self._lookup.host != host or self._lookup.done:
-            self._lookup = Lookup(host)
-        self._socket = _connected(self._lookup.result(deadline), port, deadline)
+        self._socket = _connected(self._look_up(host, port, deadline), deadline)
         self._frames = Frames(self._socket)
         if self._interrupted:
             raise ConnectionAbortedError("interrupted")
@@ -83,6 +81,16 @@ class Connection:
         status, text = self._read_answer(deadline)
         if status != 101:
             raise Refusal(text)
+
+    def _look_up(self, host, port, deadline):
+        """An answer that comes too late for one call is there for the next."""
+        if self._lookup is None or self._lookup.asked != (host, port):
+            self._lookup = Lookup(host, port)
+        try:
+            return self._lookup.result(deadline)
+        finally:
+            if self._lookup.done:
+                self._lookup = None
 
     def _read_answer(self, deadline):
         """(status, the text that says why if it is not 101)."""
@@ -112,12 +120,14 @@ class Connection:
 
 
 class Lookup:
-    """The question which IP addresses a host has. The system's resolver may take long, and cannot be interrupted."""
+    """The question which addresses a host has. The system's resolver may take long, and cannot be interrupted."""
 
-    def __init__(self, host):
-        self.host, self._answered, self._answer = host, threading.Event(), None
-        # Another daemon: no end of the process should wait for it.
-        threading.Thread(target=self._ask, name=f"lookup-{host}", daemon=True).start()
+    def __init__(self, host, port):
+        self.asked, self._answered, self._answer = (host, port), threading.Event(), None
+        try:  # another daemon: no end of the process should wait for it
+            threading.Thread(target=self._ask, name=f"lookup-{host}", daemon=True).start()
+        except RuntimeError as error:  # no thread to be had
+            raise OSError(str(error)) from error
 
     @property
     def done(self):
@@ -125,13 +135,13 @@ class Lookup:
 
     def _ask(self):
         try:
-            self._answer = [found[4][0] for found in socket.getaddrinfo(self.host, None, type=socket.SOCK_STREAM)]
+            self._answer = socket.getaddrinfo(*self.asked, type=socket.SOCK_STREAM)
         except (OSError, ValueError) as error:  # ValueError: a name that cannot be one
             self._answer = error
         self._answered.set()
 
     def result(self, deadline):
-        """The addresses. Raises OSError or ValueError when there is none, or when they do not come in time."""
+        """What ``getaddrinfo`` says. Raises OSError or ValueError when there is none, or when they do not come in time."""
         if not self._answered.wait(_remaining(deadline)):
             raise TimeoutError("the name is not resolved in time")
         if isinstance(self._answer, Exception):
@@ -271,15 +281,19 @@ class Frames:
         self._buffer = b"".join(parts)
 
 
-def _connected(hosts, port, deadline):
-    """A socket connected to the first of *hosts* that takes the connection. Raises OSError."""
-    for position, host in enumerate(hosts, 1):
+def _connected(addresses, deadline):
+    """A socket connected to the first of *addresses* (of ``getaddrinfo``) that takes the connection. Raises OSError."""
+    failure = OSError("the host has no address")
+    for family, kind, protocol, _, address in addresses:
+        candidate = socket.socket(family, kind, protocol)
         try:
-            return socket.create_connection((host, port), timeout=_remaining(deadline))
-        except OSError:
-            if position == len(hosts):
-                raise
-    raise OSError("the host has no address")
+            candidate.settimeout(_remaining(deadline))
+            candidate.connect(address)
+            return candidate
+        except OSError as error:
+            candidate.close()
+            failure = error
+    raise failure
 
 
 def split_address(address):

@@ -536,6 +536,22 @@ def test_no_flipped_byte_anywhere_gives_a_wrong_answer(tmp_path):
     assert noticed > 30 and verified > 30
 
 
+def test_a_bit_that_makes_another_type_of_a_key_is_damage_too(tmp_path):
+    closed_store_with_data(tmp_path)
+    edit(tmp_path, "UPDATE kv SET key = CAST(key AS BLOB) WHERE key = 'key77'")
+    store = KeyValueStore(tmp_path)
+    with pytest.raises(DamagedFiles, match="join it again"):
+        store.verify()
+    copied, other = store.snapshot(), tmp_path / "other"
+    other.mkdir()
+    receiver = KeyValueStore(other)
+    incoming = receiver.receive(copied.index, copied.term, copied.size, copied.sha256)
+    incoming.write(0, copied.read(0, copied.size))
+    with pytest.raises(BadSnapshot, match="damaged"):
+        receiver.install(incoming)
+    copied.close(), store.close(), receiver.close()
+
+
 def test_a_file_that_cannot_be_read_is_not_a_missing_key(store, tmp_path):
     apply(store, *(Set(f"key{i}", b"x" * 3000) for i in range(200)))
     store.checkpoint()

@@ -270,6 +270,15 @@ def test_what_never_reaches_flask_is_refused_like_the_rest(node, port, what, acc
     assert node.calls == []
 
 
+def test_a_refusal_says_once_what_becomes_of_the_connection(node, port):
+    """HTTP/1.0 and "keep-alive": waitress would say both."""
+    node.error = errors.Stopping()
+    for line, more in ((b"GET /db/a HTTP/1.0", b""), (b"GET /db/a HTTP/1.0", b"no colon\r\n")):
+        with Wire(port) as wire:
+            wire.send(line, b"\r\nConnection: keep-alive\r\n", more, b"\r\n")
+            assert header(wire.answer(), "Connection") == "close"
+
+
 def test_what_is_refused_while_stopping_ends_its_connection(node, port):
     node.failure = node.error = errors.Stopping()
     for more in (PLAIN, NOT_PLAIN):

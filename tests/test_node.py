@@ -785,6 +785,39 @@ def test_large_entries_do_not_pile_up_either():
         assert len(nodes.commands_everywhere()) == 40
 
 
+def test_entries_that_wait_for_a_commit_do_not_keep_out_those_that_bring_it():
+    """One of three is dead, and between the others entries are lost for a while, in more than one term. Then that ends."""
+    settings = replace(FAST, max_waiting_bytes=20_000, max_append_bytes=2_000)
+    with group(settings=settings) as nodes:
+        leader = nodes.leader()
+        leader.propose(b"first", 5)
+        dead, isolated = nodes.followers(leader)[0].name, False
+        nodes.wires.lose = lambda sender, receiver, request: (
+            "request" if dead in (sender, receiver) or isolated or getattr(request, "entries", ()) else None)
+        for _ in range(3):
+            with pytest.raises(Overloaded):
+                while True:
+                    leader.submit(bytes(1000))
+            isolated = True
+            wait_until(lambda: leader.status()["role"] != "leader", "it steps down")
+            isolated = False
+            wait_until(lambda: leader.status()["role"] == "leader", "it leads again: nobody else has its log")
+        nodes.wires.cut(dead)
+        assert leader.propose(b"after", 20).result == b"AFTER"
+        nodes.wires.cut()
+
+
+def test_a_follower_that_hears_its_leader_again_does_not_call_it_lost():
+    with group() as nodes:
+        leader = nodes.leader()
+        follower = nodes.followers(leader)[0]
+        nodes.wires.cut(follower.name)
+        wait_until(lambda: "out of reach" in (follower.not_ready() or ""), "it has noticed")
+        nodes.wires.cut()
+        wait_until(lambda: follower.leader() and follower.status()["last_applied"] == leader.status()["last_applied"], "it is back")
+        assert "cannot be reached" not in (follower.not_ready() or "")
+
+
 def test_a_log_is_compacted_however_often_the_node_is_restarted():
     settings = replace(FAST, compact_entries=50, keep_entries=10)
     with group(1, settings) as nodes:

@@ -343,11 +343,13 @@ def test_a_file_cut_short_is_refused(saved):
     damage_of(saved)
 
 
+@pytest.mark.parametrize("idle", [False, True])
 @pytest.mark.parametrize("name", ["raft.db", "raft.db-wal"])
-def test_a_file_removed_while_it_is_open_is_noticed(saved, name):
+def test_a_file_removed_while_it_is_open_is_noticed(saved, name, idle):
     """SQLite goes on writing into a file that has no name any more."""
     with opened(saved) as (storage, _):
-        storage.save(unsaved(entries(1, first=11)))
+        if not idle:
+            storage.save(unsaved(entries(1, first=11)))
         os.remove(saved / name)
         with pytest.raises(StorageFailed, match="removed"):
             storage.save(unsaved(entries(1, first=12)))

@@ -167,6 +167,47 @@ def test_the_timeout_is_for_the_whole_call(peer, connection):
     released.set()
 
 
+def test_a_name_that_is_resolved_slowly_is_reached_by_a_later_call(peer, connection, monkeypatch):
+    """The answer comes between two calls: it is kept for the second. And no call waits longer than its time."""
+    n2, n1, asked = peer(lambda *call: GRANTED), connection(), []
+    resolve = socket.getaddrinfo
+
+    def slowly(*args, **more):
+        asked.append(args)
+        time.sleep(0.6)
+        return resolve(*args, **more)
+    monkeypatch.setattr(socket, "getaddrinfo", slowly)
+    assert elapsed_without_text(lambda: n1.call(n2.member, VOTE, 0)) < 0.59
+    deadline = time.monotonic() + 5
+    while len(asked) == 1 and time.monotonic() < deadline:
+        time.sleep(0.3)
+        try:
+            assert n1.call(n2.member, VOTE, 0) == GRANTED
+            break
+        except PeerUnreachable:
+            continue
+    assert len(asked) == 1
+
+
+def elapsed_without_text(call):
+    began = time.monotonic()
+    with pytest.raises(PeerUnreachable, match="not resolved in time|timed out"):
+        call()
+    return time.monotonic() - began
+
+
+def test_no_thread_to_ask_for_an_address_is_unreachable_and_nothing_worse(peer, connection, monkeypatch):
+    n2, n1 = peer(lambda *call: GRANTED), connection()
+
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(PeerUnreachable, match="thread"):
+            n1.call(n2.member, VOTE, 0)
+    assert n1.call(n2.member, VOTE, 0) == GRANTED
+
+
 def test_a_reply_that_trickles_in_does_not_prolong_the_call(connection):
     done = threading.Event()
 

@@ -178,7 +178,7 @@ def row_checksum(key, value, modified_index):
 
 def check_row(path, key, value, modified_index, checksum):
     """Raise StorageFailed if the row of *key* is not as it was written."""
-    intact = type(value) is bytes and type(modified_index) is int and row_checksum(key, value, modified_index) == checksum
+    intact = (type(key), type(value), type(modified_index)) == (str, bytes, int) and row_checksum(key, value, modified_index) == checksum
     if not intact:
         raise StorageFailed(f"{path}: damaged: the row of key {key!r} is not as it was written")
 

@@ -28,7 +28,7 @@ def add_raft_headers(response):
         if name not in present:
             headers.add(name, value)
     headers.add(*NOT_CACHED)
-    if request.method == "OPTIONS":
+    if request.method == "OPTIONS" and response.status_code == 200:
         headers["Content-Type"], headers["Allow"] = TEXT, ", ".join(sorted(response.allow))
     return response
 
