@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from raftd import __version__
-from raftd.config import TRACE, Settings, duration
+from raftd.config import TRACE, Settings, duration, is_name
 from raftd.errors import RaftdError, StartupError
 
 log = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ def _members(text):
 
 
 def _name(text):
-    if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", text) or text in (".", ".."):
+    if not is_name(text):
         raise ValueError("want 1 to 64 letters, digits, '.', '_' or '-'")
     return text
 

@@ -17,6 +17,11 @@ def duration(text):
     return float(match[1]) * _UNITS[match[2]]
 
 
+def is_name(text):
+    """True if a node may be called so: 1 to 64 letters, digits, ``.``, ``_`` or ``-``, but neither ``.`` nor ``..``."""
+    return bool(re.fullmatch(r"[A-Za-z0-9._-]{1,64}", text)) and text not in (".", "..")
+
+
 @dataclass(frozen=True)
 class Settings:
     """The tunables of a node; ``check`` raises ValueError, naming the one that is out of range.

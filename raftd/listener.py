@@ -70,8 +70,7 @@ class Request(WSGITask):
         code = int(self.status.split()[0])
         self.status = f"{code} {HTTPStatus(code).phrase}"
         if ("X-Raft-Error", Stopping.code) in self.response_headers:  # nothing else will be answered on this connection
-            self.request.headers.pop("CONNECTION", None)  # what waitress answers to a "keep-alive" of HTTP/1.0
-            self.set_close_on_finish()
+            _end_connection(self)
         return super().build_response_header().replace(b"\r\nEtag: ", b"\r\nETag: ", 1)
 
     def finish(self):
@@ -87,10 +86,10 @@ class Refused(ErrorTask):
         content_type, body = error_body(error, error_line(error), self.request.headers.get("ACCEPT", ""), headers)
         self.status = f"{error.status} {HTTPStatus(error.status).phrase}"
         self.response_headers += {**headers, **error_fields(error), "Content-Type": content_type, NOT_CACHED[0]: NOT_CACHED[1]}.items()
-        self.request.headers.pop("CONNECTION", None)
-        self.set_close_on_finish()
-        self.content_length = len(body.encode())
-        self.write(body.encode())
+        _end_connection(self)
+        data = body.encode()
+        self.content_length = len(data)
+        self.write(data)
         log_request(self.channel, self.request, self.status, 0.0)
 
     def _error(self):
@@ -101,6 +100,12 @@ class Refused(ErrorTask):
         if refusal.code in (400, 501):  # 501: a Transfer-Encoding that is not known
             return BadRequest(refusal.body or refusal.reason)
         return RaftdError(refusal.body or refusal.reason)
+
+
+def _end_connection(task):
+    """Close it after the answer of *task*, and say so once: a "keep-alive" of HTTP/1.0 waitress would answer as well."""
+    task.request.headers.pop("CONNECTION", None)
+    task.set_close_on_finish()
 
 
 class Channel(HTTPChannel):

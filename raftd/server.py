@@ -124,10 +124,10 @@ def _make_directories(path):
     except FileNotFoundError:
         made = _make_directories(os.path.dirname(path))
         os.mkdir(path)
-        sync_directory(path)
-        return [*made, path]
+    else:
+        made = []
     sync_directory(path)
-    return [path]
+    return [*made, path]
 
 
 class Server:

@@ -101,7 +101,7 @@ class Storage:
     def __init__(self, path, connection, identity):
         self.path, self.identity = path, identity
         self._connection = connection
-        self._file_id, self._wal_id = file_id(path), file_id(f"{path}-wal")
+        self._file_ids = _file_ids(path)
         self._last_index, = connection.execute(
             "SELECT coalesce((SELECT max(log_index) FROM log), (SELECT log_index FROM base), 0)").fetchone()
 
@@ -158,8 +158,9 @@ class Storage:
         is another file: an older one may have forgotten a vote."""
         self._connection.close()
         again = self.open(os.path.dirname(self.path))
-        self._connection, self._last_index, self._wal_id = again._connection, again._last_index, again._wal_id
-        if again._file_id != self._file_id:
+        before, self._file_ids = self._file_ids, again._file_ids
+        self._connection, self._last_index = again._connection, again._last_index
+        if again._file_ids[0] != before[0]:
             again.close()
             raise DamagedFiles(f"{self.path} was exchanged while raftd had it open; {REPLACE_NODE}")
 
@@ -223,9 +224,7 @@ class Storage:
 
     @contextmanager
     def _transaction(self):
-        wal = f"{self.path}-wal"
-        if file_id(self.path) != self._file_id or not present(wal) or file_id(wal) != self._wal_id:
-            # SQLite would go on writing into a file without a name.
+        if not self._have_their_names():  # SQLite would go on writing into a file without one
             raise StorageFailed(f"{self.path} or its WAL was removed or exchanged while raftd had it open")
         self._connection.execute("BEGIN IMMEDIATE")
         try:
@@ -236,8 +235,19 @@ class Storage:
                 self._connection.execute("ROLLBACK")
             raise
 
+    def _have_their_names(self):
+        try:
+            return _file_ids(self.path) == self._file_ids
+        except FileNotFoundError:
+            return False
+
     def close(self):
         self._connection.close()
+
+
+def _file_ids(path):
+    """Which file is *path* now, and which is its write-ahead log."""
+    return file_id(path), file_id(f"{path}-wal")
 
 
 def _connect(path):

@@ -351,7 +351,7 @@ def test_a_file_removed_while_it_is_open_is_noticed(saved, name, idle):
         if not idle:
             storage.save(unsaved(entries(1, first=11)))
         os.remove(saved / name)
-        with pytest.raises(StorageFailed, match="removed"):
+        with pytest.raises(StorageFailed, match="was removed or exchanged"):
             storage.save(unsaved(entries(1, first=12)))
 
 

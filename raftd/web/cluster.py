@@ -5,6 +5,7 @@ import re
 
 from flask import Blueprint
 
+from raftd.config import is_name
 from raftd.errors import BadRequest, NoLeader, NoQuorum
 from raftd.web.answers import done_answer, json_answer, text_answer
 from raftd.web.current import current_node, current_version
@@ -82,7 +83,7 @@ def _how_to_change():
 
 def _name(asked):
     name = asked.get("name", "")
-    if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name) or name in (".", ".."):
+    if not is_name(name):
         raise BadRequest('"name" must be 1 to 64 characters of A-Z a-z 0-9 . _ -')
     return name
 
