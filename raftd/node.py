@@ -151,25 +151,7 @@ class Node:
     # Start and stop
 
     def _restore(self, saved):
-        """The core, from what the disk holds. The two files are compared: neither may have lost what the other relies on."""
-        base, position = saved.base, self._state_machine.position
-        raft_log = Log(base.index, base.term, saved.entries)
-        configurations = Configurations(base.index, base.configuration)
-        for entry in saved.entries:
-            if entry.kind == CONFIGURATION:
-                configurations.append(entry.index, Configuration.decode(entry.command))
-        was_installed = position.index == position.installed_index and position.index > 0
-        agrees = raft_log.term_at(position.index) == position.term and (
-            position.index == 0 or configurations.at(position.index)[1].encode() == position.configuration)
-        if not agrees and not (was_installed and position.index > base.index):
-            raise DamagedFiles(
-                f"state.db stands at entry {position.index} of term {position.term}, but the log in raft.db has entries {base.index + 1} "
-                f"to {raft_log.last_index} and not that one with those members: a file was lost or exchanged; {REPLACE_NODE}")
-        applied = position.index if agrees else base.index
-        raft = Raft(self.name, saved.hard_state, raft_log, configurations, applied, self.settings, self._random, time.monotonic())
-        if not agrees:  # a crash came between the installation of a snapshot and the log
-            raft.snapshot_installed(position.index, position.term, Configuration.decode(position.configuration))
-        return raft
+        return restore(self.name, saved, self._state_machine.position, self.settings, self._random, time.monotonic())
 
     def start(self):
         """Start the threads. Returns self."""
@@ -1153,6 +1135,31 @@ class Node:
 
 
 MAX_TERM_STEP = 1 << 40  # no honest peer is further ahead; one that lies cannot use the terms up
+
+
+def restore(name, saved, position, settings, random, now):
+    """The core, from what the disk holds: *saved*, of the storage, and *position*, of the state machine.
+
+    The two are compared: neither may have lost what the other relies on. Raises DamagedFiles.
+    """
+    base = saved.base
+    raft_log = Log(base.index, base.term, saved.entries)
+    configurations = Configurations(base.index, base.configuration)
+    for entry in saved.entries:
+        if entry.kind == CONFIGURATION:
+            configurations.append(entry.index, Configuration.decode(entry.command))
+    was_installed = position.index == position.installed_index and position.index > 0
+    agrees = raft_log.term_at(position.index) == position.term and (
+        position.index == 0 or configurations.at(position.index)[1].encode() == position.configuration)
+    if not agrees and not (was_installed and position.index > base.index):
+        raise DamagedFiles(
+            f"state.db stands at entry {position.index} of term {position.term}, but the log in raft.db has entries {base.index + 1} "
+            f"to {raft_log.last_index} and not that one with those members: a file was lost or exchanged; {REPLACE_NODE}")
+    applied = position.index if agrees else base.index
+    raft = Raft(name, saved.hard_state, raft_log, configurations, applied, settings, random, now)
+    if not agrees:  # a crash came between the installation of a snapshot and the log
+        raft.snapshot_installed(position.index, position.term, Configuration.decode(position.configuration))
+    return raft
 
 
 def _is_waiting(role):

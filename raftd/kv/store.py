@@ -13,15 +13,14 @@ import os
 import sqlite3
 import threading
 from contextlib import contextmanager, suppress
-from itertools import groupby
 
 from raftd import sqlitefile
 from raftd.errors import REPLACE_NODE, DamagedFiles, StartupError, Stopping, StorageFailed
-from raftd.kv import database
-from raftd.kv.commands import UNCONDITIONAL, Found, Get, Outcome, Set, decode
+from raftd.kv import database, execution
+from raftd.kv.commands import Get, decode
 from raftd.kv.readers import Readers
 from raftd.kv.snapshot import BadSnapshot, Incoming, Snapshot, copy
-from raftd.sqlitefile import execute_rows, file_id, present, storage_errors
+from raftd.sqlitefile import file_id, present, storage_errors
 
 log = logging.getLogger(__name__)
 
@@ -29,16 +28,6 @@ log = logging.getLogger(__name__)
 _CHECKPOINT_COMMANDS = 8192
 _CHECKPOINT_BYTES = 16 << 20
 _VERIFIED_AT_ONCE_BYTES = 64 << 10
-
-_INSERT = "INSERT INTO kv"
-_OR_UPDATE = (
-    "ON CONFLICT (key) DO UPDATE SET"
-    " value = excluded.value, modified_index = excluded.modified_index, checksum = excluded.checksum"
-)
-_REMOVE = "DELETE FROM kv WHERE key = ?"
-_ROW = "SELECT value, modified_index, checksum FROM kv WHERE key = ?"
-# One SELECT sees one state: the row and the index are of the same moment.
-_ROW_AND_INDEX = "SELECT applied_index, value, modified_index, kv.checksum FROM position LEFT JOIN kv ON kv.key = ?"
 
 
 class KeyValueStore:
@@ -87,9 +76,7 @@ class KeyValueStore:
         with storage_errors(self._path):
             self._prepare_to_write()
             with self._transaction() as cursor:
-                outcomes = [outcome for alike, run in groupby(commands, _is_plain_set)
-                            for outcome in (self._write(cursor, run) if alike else self._perform_each(cursor, run))]
-                database.write_position(cursor, position)
+                outcomes = execution.execute(cursor, self._path, commands, position)
         self._position = position
         self._commands_in_wal += len(batch)
         self._bytes_in_wal += sum(len(data) for _, data in batch)
@@ -99,14 +86,7 @@ class KeyValueStore:
         """The answer to a Get, as Found; never waits for ``apply``. Raises StorageFailed if it is not as it was written."""
         assert isinstance(query, Get), query
         with self._readers.connection() as connection:
-            rows = connection.execute(_ROW_AND_INDEX, (query.key,)).fetchall()
-        if not rows:
-            raise StorageFailed(f"{self._path}: damaged: the index at which it stands is gone")
-        [(applied_index, *row)] = rows
-        if row == [None, None, None]:
-            return Found(None, 0, applied_index)
-        database.check_row(self._path, query.key, *row)
-        return Found(row[0], row[1], applied_index)
+            return execution.find(connection, self._path, query.key)
 
     def verify(self, pause=lambda: None):
         """Read all of it while it is in use; raises DamagedFiles if any of it is not as it was written, StorageFailed, Stopping.
@@ -270,35 +250,6 @@ class KeyValueStore:
                 cursor.execute("ROLLBACK")
             raise
 
-    def _write(self, cursor, commands):
-        """Do what the Sets among *commands* say, which depend on nothing; returns their Outcomes."""
-        rows = [(command.key, command.value, index, database.row_checksum(command.key, command.value, index))
-                for index, command in commands]
-        execute_rows(cursor, _INSERT, rows, _OR_UPDATE)
-        return [Outcome("written", row[2]) for row in rows]
-
-    def _perform_each(self, cursor, commands):
-        return [self._perform(cursor, index, command) for index, command in commands]
-
-    def _perform(self, cursor, index, command):
-        """Do what *command*, the entry at *index*, says; returns its Outcome."""
-        key = command.key
-        if command.conditions is not UNCONDITIONAL:
-            modified_index = self._modified_index(cursor, key)
-            if not command.conditions.hold(modified_index):
-                return Outcome("refused", modified_index)
-        if type(command) is Set:
-            return self._write(cursor, [(index, command)])[0]
-        cursor.execute(_REMOVE, (key,))
-        return Outcome("deleted" if cursor.rowcount else "missing", index)
-
-    def _modified_index(self, cursor, key):
-        rows = cursor.execute(_ROW, (key,)).fetchall()
-        if not rows:
-            return 0
-        database.check_row(self._path, key, *rows[0])  # a damaged index would make this server decide unlike the others
-        return rows[0][1]
-
     def _checkpoint(self, mode):
         try:
             with storage_errors(self._path):
@@ -346,8 +297,3 @@ class KeyValueStore:
                 self._sync_failed = False
             finally:
                 self._open()
-
-
-def _is_plain_set(numbered):
-    """True for a (index, command) that writes whatever stands there."""
-    return type(numbered[1]) is Set and numbered[1].conditions is UNCONDITIONAL
