@@ -87,7 +87,6 @@ class Cluster:
 
     def _write(self, server):
         server.write(self.now, self.faults, self.judge)
-        self.judge.check_commit(server)
 
     def _apply(self, server):
         server.apply(self.clients)

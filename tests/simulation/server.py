@@ -207,6 +207,7 @@ class Server:
             written, self.writing = self.writing, None
             self._save(written, judge)
             raft.saved(written)
+            judge.check_commit(self)
 
     def _save(self, unsaved, judge):
         if unsaved.log_from <= self.log.last_index:
