@@ -252,6 +252,7 @@ def test_removed_leader_leads_until_it_is_committed():
     entry = raft.propose_configuration(THREE.without("n1"))
     save(raft)
     replicate(raft, "n2")
+    heartbeat(raft, "n2", "n3")
     assert raft.is_leader and raft.commit_index < entry.index, "one of two, without itself"
     replicate(raft, "n3")
     assert raft.commit_index == entry.index

@@ -67,6 +67,19 @@ def test_entries_under_way_do_not_confirm_a_later_read():
     assert read.ready, "entries that were sent after it do"
 
 
+def test_an_answer_counts_for_the_round_of_its_request():
+    """The late answer to an earlier request does not confirm what a later one, still under way, asks (thesis 6.4)."""
+    raft = leader(1)
+    propose(raft)
+    before = raft.data_for("n2")
+    read = raft.read_index()
+    later = raft.request_for("n2")
+    accept(raft, "n2", before)
+    assert not read.ready
+    accept(raft, "n2", later)
+    assert read.ready
+
+
 def test_one_round_confirms_all_reads_before_it():
     """A round of requests is shared by all reads that began before it was sent (thesis 6.4)."""
     raft = leader(1)

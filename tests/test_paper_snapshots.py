@@ -80,10 +80,10 @@ def test_a_compaction_and_new_entries_go_to_disk_together():
 # A leader that sends one
 
 
-def behind(**more):
-    """A leader whose log begins at 11, and n3, which has nothing after 4."""
-    raft = leader(3, snapshot=(10, 2), **more)
-    refuse(raft, "n3", (11, 3), 5)
+def behind(lacks=5):
+    """A leader whose log begins at 11, and n3, which has all but what comes from *lacks* on."""
+    raft = leader(3, snapshot=(10, 2))
+    refuse(raft, "n3", (11, 3), lacks)
     return raft
 
 
@@ -100,9 +100,10 @@ def test_snapshot_is_sent_when_entries_are_compacted():
 
 
 def test_no_snapshot_for_who_needs_none():
-    """Who lacks only entries that are still there gets these (section 7)."""
-    raft = leader(3, snapshot=(10, 2))
-    refuse(raft, "n3", (11, 3), 11)
+    """Who lacks only entries that are still there gets these, and who lacks a single one that is not a snapshot (section 7)."""
+    raft = behind(lacks=10)
+    assert raft.needs_snapshot("n3") and raft.data_for("n3") is None
+    raft = behind(lacks=11)
     assert not raft.needs_snapshot("n3") and raft.data_for("n3").prev_log_index == 10
     raft.snapshot_offered("n3", 11, 3, 10, b"sum")
     assert not raft.is_sending_snapshot_to("n3")
