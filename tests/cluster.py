@@ -1,4 +1,4 @@
-"""Real raftd processes, clients that load them, a network of namespaces to cut, and what a history must look like. For tests only.
+"""Real raftd processes, clients that load them, a network of namespaces to cut. For tests only.
 
 A ``Cluster`` ends every process that it started, by its process id, however the test ends; a fault of raftd's own in a log fails the test.
 Nothing here sleeps for a time in the hope that something has happened: ``wait_until`` asks again until a deadline.
@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+
+from chaos.checker import FAIL, GET, OK, PUT, UNKNOWN, Operation, violations
 
 RAFTD = [sys.executable, str(Path(__file__).resolve().parent.parent / "bin/raftd")]
 PATIENCE_SECONDS = 30.0  # how long a condition may take to come true before a test fails; far more than it takes
@@ -91,6 +93,9 @@ def free_port():
 # HTTP
 
 
+NOT_SENT = b"not sent: "
+
+
 class Answer(NamedTuple):
     """``status`` is None when nothing answered; ``headers`` have names in lower case."""
 
@@ -105,6 +110,11 @@ class Answer(NamedTuple):
     @property
     def retry(self):
         return self.headers.get("x-raft-retry")
+
+    @property
+    def was_not_sent(self):
+        """True if there was no connection on which the request could have been sent."""
+        return self.status is None and self.body.startswith(NOT_SENT)
 
     @property
     def leader(self):
@@ -137,15 +147,13 @@ class Client:
         self.address, self._namespace, self._connection = address, namespace, None
 
     def call(self, method, path, body=None, headers=None, timeout=10):
-        """An Answer. With status None the request may have been executed, unless the body says that nobody listens."""
-        if self._connection is None:
-            host, port = self.address.rsplit(":", 1)
-            self._connection = http.client.HTTPConnection(host, int(port), timeout=timeout)
+        """An Answer. With status None the request may have been executed, unless it ``was_not_sent``."""
         try:
-            if self._connection.sock is None:
-                with inside(self._namespace):
-                    self._connection.connect()
-                self._connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._connect(timeout)
+        except OSError as error:
+            self.close()
+            return Answer(None, NOT_SENT + repr(error).encode(), {})
+        try:
             self._connection.sock.settimeout(timeout)
             self._connection.request(method, path, body, headers or {})
             response = self._connection.getresponse()
@@ -153,6 +161,16 @@ class Client:
         except (OSError, http.client.HTTPException) as error:
             self.close()
             return Answer(None, repr(error).encode(), {})
+
+    def _connect(self, timeout):
+        if self._connection is None:
+            host, port = self.address.rsplit(":", 1)
+            self._connection = http.client.HTTPConnection(host, int(port), timeout=timeout)
+        if self._connection.sock is None:
+            self._connection.timeout = timeout
+            with inside(self._namespace):
+                self._connection.connect()
+            self._connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def close(self):
         if self._connection is not None:
@@ -175,7 +193,8 @@ def call(address, method, path, body=None, headers=None, timeout=10, namespace=N
 class Server:
     """One raftd process, with its log; it can be started again."""
 
-    def __init__(self, name, port, path, log_path, host="127.0.0.1", namespace=None, client_namespace=None):
+    def __init__(self, name, port, path, log_path, host="127.0.0.1", namespace=None, client_namespace=None, raftd=RAFTD):
+        self._raftd = raftd
         self.name, self.port, self.path, self.log_path = name, port, Path(path), Path(log_path)
         self.address = f"{host}:{port}"
         self._host, self._namespace, self.client_namespace = host, namespace, client_namespace
@@ -192,7 +211,7 @@ class Server:
         into = ["ip", "netns", "exec", self._namespace] if self._namespace else []
         members = [join] if isinstance(join, (str, Server)) else join or []
         joins = ["-join", ",".join(getattr(member, "address", member) for member in members)] if members else []
-        command = [*into, *prefix, *RAFTD, "-h", self._host, "-p", str(self.port), "-name", self.name, *joins, *flags,
+        command = [*into, *prefix, *self._raftd, "-h", self._host, "-p", str(self.port), "-name", self.name, *joins, *flags,
                    str(self.path)]
         self._log_start = len(self.log())
         with open(self.log_path, "ab") as log_file:
@@ -323,15 +342,17 @@ class Cluster:
 
     def new(self, path=None, port=None, name=None):
         """Another Server, not started."""
-        number = len(self.servers) + 1
-        path, log_path = path or self.directory / f"node.{number}", self.directory / f"n{number}.log"
-        if self.network:
-            host = self.network.add_host()
-            server = Server(name or f"n{number}", 4001, path, log_path, host.address, host.namespace, self.network.hub)
-        else:
-            server = Server(name or f"n{number}", port or free_port(), path, log_path)
+        name = name or f"n{len(self.servers) + 1}"
+        path = path or self.directory / f"node.{len(self.servers) + 1}"
+        server = self.make(name, path, self.network.add_host()) if self.network else Server(
+            name, port or free_port(), path, self.directory / f"n{len(self.servers) + 1}.log")
         self.servers.append(server)
         return server
+
+    def make(self, name, path, host, raftd=RAFTD):
+        """A Server on *host*, which the cluster does not know."""
+        return Server(name, int(self.network.PORT), path, self.directory / f"{name}.log", host.address, host.namespace, self.network.hub,
+                      raftd)
 
     @property
     def running(self):
@@ -480,53 +501,23 @@ class Writers:
         return [write.key for write in self.acknowledged if data.get(write.key) != write.value]
 
 
-class Operation(NamedTuple):
-    """What a client saw. *finished* is infinite when it never learned the outcome; *value* None: there was no such key."""
-
-    kind: str
-    value: bytes | None
-    began: float
-    finished: float
+def outcome_of(answer):
+    """What a client may conclude for ``checker.Operation``: OK, FAIL or UNKNOWN."""
+    if answer.status in (200, 412) or answer.code == "not_found":
+        return OK
+    return FAIL if answer.was_not_sent or answer.status == 307 or answer.retry in ("safe", "no") else UNKNOWN
 
 
-class History:
-    """Operations on one register, whose writes all have different values."""
-
-    def __init__(self):
-        self.operations, self.refused = [], set()
-
-    def record(self, kind, value, began, finished):
-        self.operations.append(Operation(kind, value, began, finished))
-
-    def violations(self):
-        """Why this history is not linearizable, a line each (Gibbons and Korach 1997: the zones of the values must not conflict)."""
-        values = defaultdict(list)
-        values[None].append(Operation("write", None, -math.inf, -math.inf))
-        for operation in self.operations:
-            values[operation.value].append(operation)
-        found, forward, backward = [], [], []
-        for value, operations in values.items():
-            write = next((operation for operation in operations if operation.kind == "write"), None)
-            if len(operations) == 1 and write and write.finished == math.inf:
-                continue  # nobody saw it: it may never have happened
-            if value in self.refused:
-                found.append(f"{value} was read, and its write was refused")
-            elif write is None:
-                found.append(f"{value} was read, and nobody wrote it")
-            elif any(operation.finished < write.began for operation in operations):
-                found.append(f"{value} was read before it was written")
-            else:
-                low = min(operation.finished for operation in operations)
-                high = max(operation.began for operation in operations)
-                (forward if low < high else backward).append((min(low, high), max(low, high), value))
-        forward.sort(key=lambda zone: zone[:2])
-        for (_, end, one), (start, _, other) in zip(forward, forward[1:], strict=False):
-            if start < end:
-                found.append(f"{one} and {other} were each read after the other")
-        for start, end, value in backward:
-            found += [f"{value} was written and read while {other} was both written before and read after"
-                      for first, last, other in forward if first < start and end < last]
-        return found
+def operation_of(answer, kind, key, value, began, **more):
+    """The Operation that a request which *began* then, and was answered now, is in a history."""
+    outcome = outcome_of(answer)
+    found = answer.status != 404
+    if kind == GET:
+        value = answer.body if answer.status == 200 else None
+    index, etag = answer.headers.get("x-raft-index"), answer.headers.get("etag")
+    return Operation(kind, key, value, began, math.inf if outcome == UNKNOWN else time.monotonic(), outcome, found=found,
+                     refused=answer.status == 412, index=int(index) if index and outcome == OK else None,
+                     etag=int(etag.strip('"')) if etag else None, **more)
 
 
 class RegisterClients:
@@ -535,7 +526,7 @@ class RegisterClients:
     KEY = "register"
 
     def __init__(self, servers, writers=2, timeout=4):
-        self.history, self._stopping, self._timeout = History(), threading.Event(), timeout
+        self.history, self._stopping, self._timeout = [], threading.Event(), timeout
         self.reads_by = defaultdict(int)
         self._threads = [threading.Thread(target=self._read, args=(server,), daemon=True) for server in servers]
         self._threads += [threading.Thread(target=self._write, args=(number, list(servers)), daemon=True) for number in range(writers)]
@@ -544,7 +535,7 @@ class RegisterClients:
         for thread in self._threads:
             thread.start()
         try:
-            wait_until(lambda: len(self.history.operations) > 20, "the clients are at work")
+            wait_until(lambda: len(self.history) > 20, "the clients are at work")
         except BaseException:
             self._stopping.set()
             raise
@@ -555,12 +546,16 @@ class RegisterClients:
         for thread in self._threads:
             thread.join()
 
+    def violations(self):
+        """What is wrong with the history, a line each."""
+        return [str(violation) for violation in violations(self.history)]
+
     def wait_for_reads(self, server, count=20):
         """Until *server* has answered so many more reads."""
         wait_for_more(count, lambda: self.reads_by[server.name], f"{server} answers reads")
 
     def wait_for_more(self, count=30):
-        wait_for_more(count, lambda: len(self.history.operations), "the clients go on")
+        wait_for_more(count, lambda: len(self.history), "the clients go on")
 
     def _read(self, server):
         client = Client(server.address, server.client_namespace)
@@ -568,7 +563,7 @@ class RegisterClients:
             began = time.monotonic()
             answer = client.call("GET", f"/db/{self.KEY}", timeout=self._timeout)
             if answer.status in (200, 404):
-                self.history.record("read", answer.body if answer.status == 200 else None, began, time.monotonic())
+                self.history.append(operation_of(answer, GET, self.KEY, None, began))
                 self.reads_by[server.name] += 1
         client.close()
 
@@ -578,12 +573,7 @@ class RegisterClients:
             client = clients[count % len(clients)] if count % 7 == 0 else clients[0]
             value, began, count = f"{number}:{count}".encode(), time.monotonic(), count + 1
             answer = client.call("POST", f"/db/{self.KEY}?timeout=2s", value, timeout=self._timeout)
-            if answer.status == 200:
-                self.history.record("write", value, began, time.monotonic())
-            elif answer.retry == "safe":
-                self.history.refused.add(value)
-            else:
-                self.history.record("write", value, began, math.inf)
+            self.history.append(operation_of(answer, PUT, self.KEY, value, began))
             if answer.status != 200:
                 clients.sort(key=lambda other: other.address != answer.leader if answer.leader else other is client)
         for client in clients:
@@ -603,18 +593,34 @@ def _run(*command, text=None):
     assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
 
 
-class Network:
-    """Hosts in network namespaces, joined by a bridge in one more, the ``hub``, in which clients are. Nothing of it is outside of those."""
+def _both_ways(peer):
+    return f"INPUT -s {peer.address} -j DROP", f"OUTPUT -d {peer.address} -j DROP"
 
-    PORT = "4001"
+
+class Cut:
+    """Rules that drop packets, until it is healed."""
+
+    def __init__(self, network, rules):
+        self._network, self.rules = network, rules
+
+    def heal(self):
+        self._network.remove(self)
+
+
+class Network:
+    """Hosts in network namespaces, joined by a bridge in one more, the ``hub``, in which clients are. Nothing of it is outside of those.
+
+    What drops packets returns a Cut. Several may overlap, from several threads.
+    """
+
+    PORT, SUBNET, HUB_ADDRESS = "4001", "10.77.1.0/24", "10.77.1.254"
 
     def __init__(self):
-        self._tag, self.hosts, self._rules = f"raftd-{os.getpid()}-{time.monotonic_ns() % 10**6}", [], defaultdict(list)
+        self._tag, self.hosts, self._cuts = f"raftd-{os.getpid()}-{time.monotonic_ns() % 10**6}", [], []
+        self._lock = threading.Lock()
         self.hub = f"{self._tag}-hub"
         _run("ip", "netns", "add", self.hub)
-        self._in(self.hub, "ip", "link", "add", "bridge", "type", "bridge")
-        self._in(self.hub, "ip", "address", "add", "10.77.1.254/24", "dev", "bridge")
-        self._in(self.hub, "ip", "link", "set", "bridge", "up")
+        self._make_hub()
 
     def __enter__(self):
         return self
@@ -626,50 +632,101 @@ class Network:
     def _in(self, namespace, *command, text=None):
         _run("ip", "netns", "exec", namespace, *command, text=text)
 
+    def _make_hub(self):
+        self._in(self.hub, "ip", "link", "add", "bridge", "type", "bridge")
+        self._in(self.hub, "ip", "address", "add", f"{self.HUB_ADDRESS}/24", "dev", "bridge")
+        self._in(self.hub, "ip", "link", "set", "bridge", "up")
+
     def add_host(self):
         """A new Host. Numbers start at 1, like those of servers."""
         number = len(self.hosts) + 1
         host = Host(f"{self._tag}-{number}", f"10.77.1.{number}")
         _run("ip", "netns", "add", host.namespace)
         self.hosts.append(host)
+        self._connect(host, number)
+        return host
+
+    def _connect(self, host, number):
         self._in(self.hub, "ip", "link", "add", f"port{number}", "type", "veth", "peer", "name", "eth0", "netns", host.namespace)
         self._in(self.hub, "ip", "link", "set", f"port{number}", "master", "bridge", "up")
         self._in(host.namespace, "ip", "address", "add", f"{host.address}/24", "dev", "eth0")
         for interface in ("lo", "eth0"):
             self._in(host.namespace, "ip", "link", "set", interface, "up")
-        return host
 
-    def _host_of(self, server):
+    def host_of(self, server):
         return next(host for host in self.hosts if server.address.split(":")[0] == host.address)
 
-    def _drop(self, host, *rules):
-        """All of *rules* at once."""
-        self._rules[host] += rules
-        lines = ["*filter", ":INPUT ACCEPT", ":FORWARD ACCEPT", ":OUTPUT ACCEPT", *(f"-A {rule} -j DROP" for rule in self._rules[host]),
-                 "COMMIT", ""]
-        self._in(host.namespace, "iptables-restore", text="\n".join(lines))
+    def _peers_of(self, host):
+        return [peer for peer in self.hosts if peer is not host]
+
+    # Rules
+
+    def cut(self, rules):
+        """*rules* are (Host, what iptables takes) pairs. Those of one host come into force at once."""
+        cut = Cut(self, list(rules))
+        with self._lock:
+            self._cuts.append(cut)
+            self._enforce(cut)
+        return cut
+
+    def remove(self, cut):
+        with self._lock:
+            if cut in self._cuts:
+                self._cuts.remove(cut)
+                self._enforce(cut)
+
+    def heal(self):
+        """Of every Cut."""
+        for cut in list(self._cuts):
+            cut.heal()
+
+    def _enforce(self, changed):
+        for host in {host for host, _ in changed.rules}:
+            rules = [f"-A {rule}" for cut in self._cuts for ruled, rule in cut.rules if ruled is host]
+            lines = ["*filter", ":INPUT ACCEPT", ":FORWARD ACCEPT", ":OUTPUT ACCEPT", *rules, "COMMIT", ""]
+            self._in(host.namespace, "iptables-restore", text="\n".join(lines))
 
     def isolate(self, server, *others):
         """No packet between *server* and *others* (all other hosts); clients still reach everybody."""
-        host = self._host_of(server)
-        peers = [self._host_of(other) for other in others] or [other for other in self.hosts if other is not host]
-        self._drop(host, *(f"INPUT -s {peer.address}" for peer in peers), *(f"OUTPUT -d {peer.address}" for peer in peers))
+        host = self.host_of(server)
+        peers = [self.host_of(other) for other in others] or self._peers_of(host)
+        return self.cut((host, rule) for peer in peers for rule in _both_ways(peer))
+
+    def sever(self, pairs):
+        """No packet between the two servers of each of *pairs*."""
+        return self.cut((self.host_of(one), rule) for one, other in pairs for rule in _both_ways(self.host_of(other)))
 
     def vanish(self, server):
         """The host drops every packet, those of clients too."""
-        self._drop(self._host_of(server), "INPUT -s 10.77.1.0/24", "OUTPUT -d 10.77.1.0/24")
+        host = self.host_of(server)
+        return self.cut([(host, f"INPUT -s {self.SUBNET} -j DROP"), (host, f"OUTPUT -d {self.SUBNET} -j DROP")])
 
     def deafen(self, server):
         """*server* sends, and hears nothing of its peers."""
-        host = self._host_of(server)
-        self._drop(host, *(f"INPUT -s {peer.address}" for peer in self.hosts if peer is not host))
+        host = self.host_of(server)
+        return self.cut((host, f"INPUT -s {peer.address} -j DROP") for peer in self._peers_of(host))
 
     def silence(self, server):
         """The requests of *server* to its peers are lost; it hears theirs, and its answers arrive."""
-        host = self._host_of(server)
-        self._drop(host, *(f"OUTPUT -p tcp --dport {self.PORT} -d {peer.address}" for peer in self.hosts if peer is not host))
+        host = self.host_of(server)
+        return self.cut((host, f"OUTPUT -p tcp --dport {self.PORT} -d {peer.address} -j DROP") for peer in self._peers_of(host))
 
-    def heal(self):
-        for host in self.hosts:
-            self._rules[host].clear()
-            self._drop(host)
+    def lose(self, server, probability):
+        """So many of the packets that arrive at *server*, whoever sent them, are lost."""
+        return self.cut([(self.host_of(server), f"INPUT -m statistic --mode random --probability {probability:.2f} -j DROP")])
+
+    def lose_answers(self, server, first_word, to=None):
+        """*server* hears requests and executes them; its answers that begin with *first_word* (4 bytes) are lost. *to*: an address."""
+        begins = f'-m u32 --u32 "0>>22&0x3C@12>>26&0x3C@0=0x{int.from_bytes(first_word):08x}"'
+        return self.cut([(self.host_of(server), f"OUTPUT -p tcp --sport {self.PORT} -d {to or self.SUBNET} {begins} -j DROP")])
+
+    def reset(self, server):
+        """Each connection of *server* to a peer, or from one, is reset as soon as it is used."""
+        host = self.host_of(server)
+        return self.cut((host, f"INPUT -p tcp -s {peer.address} -j REJECT --reject-with tcp-reset") for peer in self._peers_of(host))
+
+    def slow_down(self, server, rate="8mbit", queue="400ms"):
+        """What *server* sends passes a link of that rate; returns what to call to end that."""
+        host = self.host_of(server)
+        self._in(host.namespace, "tc", "qdisc", "replace", "dev", "eth0", "root", "tbf", "rate", rate, "burst", "32k", "latency", queue)
+        return lambda: self._in(host.namespace, "tc", "qdisc", "delete", "dev", "eth0", "root")

@@ -63,7 +63,7 @@ def test_a_leader_cut_off_answers_no_stale_read_at_any_moment(network, three):
             clients.wait_for_reads(successor)
             network.heal()
             clients.wait_for_reads(leader)
-    assert clients.history.violations() == []
+    assert clients.violations() == []
 
 
 @pytest.mark.slow

@@ -1,0 +1,338 @@
+"""A cluster whose hosts, disks and clocks can be broken, and who holds what at the moment. Knows how to break a thing, not when."""
+
+import errno
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+from chaos.clients import Node
+from cluster import PATIENCE_SECONDS, POLL_SECONDS, Cluster, Network, wait_until
+
+DISK_MEBIBYTES = 192
+START_SECONDS = 60  # until a process listens; far more than it takes
+_SERVER = [sys.executable, str(Path(__file__).with_name("server.py"))]
+
+
+class Violated(AssertionError):
+    """Something happened that must not."""
+
+
+class Disk:
+    """A small file system in memory, so that it can be filled."""
+
+    def __init__(self, path):
+        self.path = path
+        path.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_MEBIBYTES}m", "raftd-chaos", path], check=True)
+
+    def fill(self, leave):
+        """Take all the room but so many bytes."""
+        with open(self.path / "filler", "wb") as filler:
+            for _ in range(5):  # others take and give room meanwhile
+                try:
+                    os.posix_fallocate(filler.fileno(), 0, max(1, shutil.disk_usage(self.path).free - leave))
+                    break
+                except OSError as error:
+                    if error.errno != errno.ENOSPC:
+                        raise
+
+    def make_room(self):
+        (self.path / "filler").unlink(missing_ok=True)
+
+    def unmount(self):
+        subprocess.run(["umount", "--lazy", self.path], check=False)
+
+
+class World:
+    """``servers`` are the members that there should be. Use it in a ``with``."""
+
+    def __init__(self, directory, size):
+        self.directory, self.size = Path(directory), size
+        self._lock, self._claims, self._numbers = threading.RLock(), {}, size
+        self.problems, self.notes = [], []  # what must not happen; what may
+        self.ended = []  # servers that were replaced
+        self.incarnations, self._expected_down, self.bad_disks = {}, set(), {}
+        self.network = self.cluster = None
+        self.disks = {}
+
+    def __enter__(self):
+        self.network = Network()
+        try:
+            self.cluster = Cluster(self.directory, network=self.network, start=False)
+            self._start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def close(self):
+        if self.cluster:
+            self.cluster.close()
+            for server in self.ended:
+                server.end()
+        for disk in self.disks.values():
+            disk.unmount()
+        self.network.__exit__()
+
+    def _start(self):
+        for number in range(1, self.size + 1):
+            (self.directory / f"clock.{number}").write_text("0 1")
+            host = self.network.add_host()
+            self.disks[host.address] = Disk(self.directory / f"disk.{number}")
+            server = self._new(host, f"n{number}")
+            self.cluster.servers.append(server)
+            self.launch(server, join=self.servers[:1] if number > 1 else None)
+            server.wait_listening(START_SECONDS)
+        self.cluster.wait_voters(self.size)
+
+    def _new(self, host, name):
+        disk = self.disks[host.address]
+        return self.cluster.make(name, disk.path / name, host, [*_SERVER, str(self.clock_of(disk))])
+
+    def clock_of(self, disk):
+        return disk.path.with_name(disk.path.name.replace("disk", "clock"))
+
+    @property
+    def servers(self):
+        return self.cluster.servers
+
+    def disk_of(self, server):
+        return self.disks[server.address.split(":")[0]]
+
+    def nodes(self):
+        """Where clients can send requests to."""
+        return [Node(server.address, self.network.hub, server.name, self.incarnations.get(server.name, 0)) for server in list(self.servers)]
+
+    # Who holds what: a server is killed, paused or exchanged by one at a time
+
+    @contextmanager
+    def claimed(self, count, rng, leader=None, but=()):
+        """So many servers that nobody else has, drawn by *rng*: the leader first if *leader* is true, never if it is False.
+
+        Gives [] when there are not enough.
+        """
+        leads = self.find_leader() if leader is not None else None
+        with self._lock:
+            free = [server for server in self.servers if server.name not in self._claims and server.running and server not in but]
+            rng.shuffle(free)
+            if leader is False:
+                free = [server for server in free if server is not leads]
+            elif leader:
+                free = [server for server in free if server is leads] + [server for server in free if server is not leads]
+                free = free if free and free[0] is leads else []
+            chosen = free[:count] if len(free) >= count else []
+            for server in chosen:
+                self._claims[server.name] = True
+        try:
+            yield chosen
+        finally:
+            with self._lock:
+                for server in chosen:
+                    self._claims.pop(server.name, None)
+
+    def find_leader(self, seconds=1.0):
+        """The server that says it leads, of the highest term, or None."""
+        deadline, found = time.monotonic() + seconds, []
+        while not found and time.monotonic() < deadline:
+            for server in list(self.servers):
+                if server.running and server.name not in self._claims:
+                    status = self.status_of(server)
+                    if status and status["role"] == "leader":
+                        found.append((status["term"], server.name, server))
+        return max(found)[2] if found else None
+
+    @staticmethod
+    def status_of(server, timeout=0.5):
+        answer = server.call("GET", "/status", timeout=timeout)
+        return json.loads(answer.body) if answer.status == 200 else None
+
+    # Processes
+
+    def launch(self, server, join=None):
+        self.incarnations[server.name] = self.incarnations.get(server.name, 0) + 1
+        server.start(join=join, wait=False)
+        self._expected_down.discard(server.name)  # not before: until now the old process, which was killed, was the one to be seen
+
+    def kill(self, servers):
+        for server in servers:
+            self._expected_down.add(server.name)
+            server.signal(9)
+        for server in servers:
+            server.process.wait(PATIENCE_SECONDS)
+
+    def terminate(self, server):
+        """SIGTERM; it must end with status 0."""
+        self._expected_down.add(server.name)
+        status = server.terminate(START_SECONDS)
+        if status != 0:
+            self.problems.append(f"{server} ended with status {status} after SIGTERM:\n{server.log_of_this_start()[-1000:]}")
+
+    def bring_up(self, servers, join=None):
+        """Start *servers*, until each listens. A start that fails is right only when a disk is full or fails, or the join finds nobody."""
+        for server in servers:
+            self.launch(server, join)
+        for server in servers:
+            while not self._listens(server):
+                status, last = server.process.returncode, server.log_of_this_start()[-600:]
+                why = "join" if join else "disk" if self._has_bad_disk(server) else None
+                if status != 1 or why is None or "raftd: " not in last:
+                    raise Violated(f"{server} ended with status {status} while it started:\n{last}")
+                self.notes.append(f"{server}: a start failed ({why}): {last.splitlines()[-1]}")
+                time.sleep(0.2)
+                self.launch(server, join)
+
+    @staticmethod
+    def _listens(server):
+        wait_until(lambda: "Listening at" in server.log_of_this_start() or not server.running, f"{server} listens", START_SECONDS)
+        return server.running
+
+    def _has_bad_disk(self, server):
+        return time.monotonic() < self.bad_disks.get(server.address, 0)
+
+    @contextmanager
+    def bad_disk(self, servers):
+        """While it lasts, and for the moment after it in which a start may still fail of it, *servers* may refuse to start."""
+        for server in servers:
+            self.bad_disks[server.address] = float("inf")
+        try:
+            yield
+        finally:
+            for server in servers:
+                self.bad_disks[server.address] = time.monotonic() + 5
+
+    def check_processes(self):
+        """Those that run no more although nobody ended them."""
+        for server in list(self.servers):
+            if server.process is not None and not server.running and server.name not in self._expected_down:
+                self._expected_down.add(server.name)
+                self.problems.append(f"{server} has ended by itself, with status {server.process.returncode}:\n"
+                                     f"{server.log_of_this_start()[-1500:]}")
+
+    # Members
+
+    def ask_leader(self, method, path, body=None, timeout=3):
+        """What the leader says, or None when there is none to be found."""
+        leader = self.find_leader()
+        return leader and leader.call(method, path, body, timeout=timeout)
+
+    def remove(self, name, seconds):
+        """True once the leader says that *name* is no member."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            answer = self.ask_leader("DELETE", f"/members/{name}?timeout=2s")
+            if answer and (answer.status == 200 or answer.code == "not_found"):
+                return True
+            time.sleep(POLL_SECONDS)
+        return False
+
+    def replace(self, server):
+        """Where *server* was, which is no member any more, a new one joins, with empty files and another name."""
+        self.terminate(server)
+        shutil.rmtree(server.path, ignore_errors=True)
+        with self._lock:
+            self._numbers += 1
+            new = self._new(self.network.host_of(server), f"n{self._numbers}")
+            self._claims[new.name] = True
+            self.servers[self.servers.index(server)] = new
+            self.ended.append(server)
+        try:
+            self.bring_up([new], join=[other for other in self.servers if other is not new])
+        finally:
+            with self._lock:
+                self._claims.pop(new.name, None)
+
+    def restore_members(self, seconds):
+        """All servers are voters, and nobody else is a member."""
+        def restored():
+            answer = self.ask_leader("GET", "/members")
+            if not answer or answer.status != 200:
+                return False
+            members = {member["name"]: member for member in json.loads(answer.body)["members"]}
+            for name in members.keys() - {server.name for server in self.servers}:
+                self.ask_leader("DELETE", f"/members/{name}?timeout=2s")
+            lacking = [server for server in self.servers if not members.get(server.name, {}).get("voter")]
+            for server in lacking:
+                self.make_member(server)
+            return not lacking and len(members) == len(self.servers)
+        wait_until(restored, "all are voters again", seconds)
+
+    def make_member(self, server, voter=True):
+        more = {} if voter else {"voter": False}
+        body = json.dumps({"name": server.name, "connectionString": f"http://{server.address}", **more})
+        return self.ask_leader("POST", "/join?timeout=2s", body, timeout=5)
+
+    # Clocks
+
+    def set_clock(self, server, added, speed):
+        path = self.clock_of(self.disk_of(server))
+        path.with_suffix(".new").write_text(f"{added:.3f} {speed:g}")
+        path.with_suffix(".new").rename(path)
+
+
+class Strace:
+    """Faults in the system calls of a running process, until ``end``."""
+
+    def __init__(self, server, call, fault):
+        self._process = subprocess.Popen(
+            ["strace", "-f", "-o", "/dev/null", "-e", f"trace={call}", "-e", f"inject={call}:{fault}", "-p", str(server.process.pid)],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def end(self):
+        self._process.terminate()
+        self._process.wait(PATIENCE_SECONDS)
+
+
+class Ration:
+    """A share of one core for one process, in percent, until ``end``; by the cgroups of the kernel, version 1 or 2."""
+
+    ROOT = Path("/sys/fs/cgroup")
+
+    def __init__(self, server, percent):
+        first = (self.ROOT / "cpu").is_dir()
+        self._parent = self.ROOT / "cpu" if first else self.ROOT
+        self._path = self._parent / f"raftd-{os.getpid()}-{random.randrange(1 << 32):x}"
+        self._path.mkdir()
+        try:
+            if first:
+                (self._path / "cpu.cfs_quota_us").write_text(str(percent * 1000))
+            else:
+                (self._path / "cpu.max").write_text(f"{percent * 1000} 100000")
+            (self._path / "cgroup.procs").write_text(str(server.process.pid))
+        except OSError:
+            self._path.rmdir()
+            raise
+
+    @classmethod
+    def is_possible(cls):
+        """Whether this kernel, and whoever runs this, can do so."""
+        if (cls.ROOT / "cpu").is_dir():
+            return os.access(cls.ROOT / "cpu/cpu.cfs_quota_us", os.F_OK) and os.access(cls.ROOT / "cpu", os.W_OK)
+        controllers = cls.ROOT / "cgroup.subtree_control"
+        return os.access(cls.ROOT, os.W_OK) and controllers.exists() and "cpu" in controllers.read_text()
+
+    def end(self):
+        for task in (self._path / "cgroup.procs").read_text().split():
+            try:
+                (self._parent / "cgroup.procs").write_text(task)
+            except ProcessLookupError:  # it has ended
+                pass
+        wait_until(self._removed, f"{self._path} can be removed")
+
+    def _removed(self):
+        try:
+            self._path.rmdir()
+        except FileNotFoundError:
+            pass
+        except OSError:
+            return False
+        return True

@@ -1,0 +1,70 @@
+"""Real clusters under fire for a minute each: every kind of fault, and whatever clients saw must be right. Needs root."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from chaos.faults import FAULTS
+from chaos.run import EVENTS, OUTCOMES, Options, longest_gap, run, summary
+from chaos.world import Ration
+from cluster import needs_network, needs_strace
+
+BIN_CHAOS = Path(__file__).resolve().parent.parent / "bin/chaos"
+MINUTES = 0.8
+NOT_IN_EVERY_RUN = {"states that could not be written", "stalled disks", "slow disks"}  # that depends on who is struck, and when
+
+pytestmark = [pytest.mark.cluster, pytest.mark.root, pytest.mark.slow, needs_network, needs_strace]
+
+
+def test_gaps():
+    times = [1.0, 2.0, 5.0, 5.5]
+    assert longest_gap(times, 2.5, 3.0) == 3.0
+    assert longest_gap(times, 0.0, 0.5) == 0.0
+    assert longest_gap(times, 1.5, 9.0) == 3.0
+    assert longest_gap(times, 5.2, 5.3) == 0.5
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(not Ration.is_possible(), reason="needs cgroups that ration the CPU")
+@pytest.mark.parametrize("servers, seed", [(3, 11), (5, 12)])
+def test_a_minute_under_fire(servers, seed):
+    report = run(Options(minutes=MINUTES, servers=servers, seed=seed, every_fault=True))
+    print(summary(report))
+    assert report.violations == [], report.directory
+    assert [name for name in FAULTS if not report.faults[name]] == [], "a fault did not happen"
+    assert [name for name in EVENTS if not report.events[name] and name not in NOT_IN_EVERY_RUN] == []
+    assert all(sum(count for (_, name), count in report.operations.items() if name == outcome) > 50 for outcome in OUTCOMES)
+
+
+def test_the_command(tmp_path):
+    """What it shows when all is well, and its status."""
+    words = ["--minutes", "0.1", "--seed", "7", "--faults", "kill leader,one link", "--at-once", "1"]
+    done = subprocess.run([sys.executable, BIN_CHAOS, *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "0 violations" in done.stdout and "kill leader" in done.stdout and "pause all" not in done.stdout
+
+
+def test_a_violation_is_found_told_and_kept(tmp_path):
+    """A server that answers old values, now and then: the run ends with status 1, and its history and logs are where it says."""
+    liar = tmp_path / "raftd"
+    shutil.copytree(BIN_CHAOS.parent.parent, liar, ignore=shutil.ignore_patterns(".*", "__pycache__", "data"), symlinks=True)
+    views = liar / "raftd/kv/store.py"
+    text = views.read_text()
+    honest = "        return Found(row[0], row[1], applied_index)\n"
+    assert honest in text
+    views.write_text(text.replace(honest, "        LAST[query.key] = (row, LAST.get(query.key, (row,))[0])\n        row = LAST[query.key]"
+                                          "[os.urandom(1)[0] < 20]\n" + honest) + "\n\nLAST = {}\n")
+    done = subprocess.run([sys.executable, liar / "bin/chaos", "--minutes", "1", "--faults", "kill leader", "--epoch", "5",
+                           "--keep", tmp_path / "kept"], capture_output=True, text=True)
+    assert done.returncode == 1, done.stdout
+    assert "VIOLATION: " in done.stderr and f"history and logs: {tmp_path / 'kept'}" in done.stdout
+    assert {"history.jsonl", "faults.txt", "violations.txt", "n1.log"} <= {file.name for file in (tmp_path / "kept").iterdir()}
+
+
+@pytest.mark.parametrize("words", [["--minutes", "0"], ["--servers", "4"], ["--faults", "rain"], ["--at-once", "0"]], ids=" ".join)
+def test_a_wrong_command_line_is_refused(words):
+    done = subprocess.run([sys.executable, BIN_CHAOS, *words], capture_output=True, text=True)
+    assert done.returncode == 2 and "error: " in done.stderr
