@@ -1,6 +1,6 @@
 """Real clusters under fire for a minute each: every kind of fault, and whatever clients saw must be right. Needs root."""
 
-import shutil
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -39,7 +39,7 @@ def test_a_minute_under_fire(servers, seed):
     assert all(sum(count for (_, name), count in report.operations.items() if name == outcome) > 50 for outcome in OUTCOMES)
 
 
-def test_the_command(tmp_path):
+def test_the_command():
     """What it shows when all is well, and its status."""
     words = ["--minutes", "0.1", "--seed", "7", "--faults", "kill leader,one link", "--at-once", "1"]
     done = subprocess.run([sys.executable, BIN_CHAOS, *words], capture_output=True, text=True)
@@ -47,21 +47,33 @@ def test_the_command(tmp_path):
     assert "0 violations" in done.stdout and "kill leader" in done.stdout and "pause all" not in done.stdout
 
 
-def test_a_violation_is_found_told_and_kept(tmp_path):
-    """A server that answers old values, now and then: the run ends with status 1, and its history and logs are where it says."""
-    liar = tmp_path / "raftd"
-    shutil.copytree(BIN_CHAOS.parent.parent, liar, ignore=shutil.ignore_patterns(".*", "__pycache__", "data"), symlinks=True)
-    views = liar / "raftd/kv/store.py"
-    text = views.read_text()
-    honest = "        return Found(row[0], row[1], applied_index)\n"
-    assert honest in text
-    views.write_text(text.replace(honest, "        LAST[query.key] = (row, LAST.get(query.key, (row,))[0])\n        row = LAST[query.key]"
-                                          "[os.urandom(1)[0] < 20]\n" + honest) + "\n\nLAST = {}\n")
-    done = subprocess.run([sys.executable, liar / "bin/chaos", "--minutes", "1", "--faults", "kill leader", "--epoch", "5",
-                           "--keep", tmp_path / "kept"], capture_output=True, text=True)
-    assert done.returncode == 1, done.stdout
-    assert "VIOLATION: " in done.stderr and f"history and logs: {tmp_path / 'kept'}" in done.stdout
-    assert {"history.jsonl", "faults.txt", "violations.txt", "n1.log"} <= {file.name for file in (tmp_path / "kept").iterdir()}
+LIAR = """
+import random, sys
+from raftd.kv import KeyValueStore
+import chaos.server
+
+honest, seen = KeyValueStore.read, {}
+
+def read(self, query):
+    found = honest(self, query)
+    old = seen.setdefault(query.key, found)
+    return old._replace(applied_index=found.applied_index) if random.random() < 0.1 else found
+
+KeyValueStore.read = read
+sys.exit(chaos.server.main(sys.argv[1:]))
+"""
+
+
+def test_a_violation_is_found_told_and_kept(tmp_path, monkeypatch, capsys):
+    """Servers that answer old values, now and then: the run ends with status 1, and its history and logs are where it says."""
+    (tmp_path / "liar.py").write_text(LIAR)
+    monkeypatch.setattr("chaos.world.SERVER", [sys.executable, str(tmp_path / "liar.py")])
+    monkeypatch.setenv("PYTHONPATH", f"{BIN_CHAOS.parent.parent}:{BIN_CHAOS.parent.parent / 'tests'}")
+    main, kept = runpy.run_path(str(BIN_CHAOS))["main"], tmp_path / "kept"
+    assert main(["--minutes", "1", "--faults", "kill leader", "--epoch", "5", "--keep", str(kept)]) == 1
+    said = capsys.readouterr()
+    assert "VIOLATION: " in said.err and f"history and logs: {kept}" in said.out
+    assert {"history.jsonl", "faults.txt", "violations.txt", "n1.log"} <= {file.name for file in kept.iterdir()}
 
 
 @pytest.mark.parametrize("words", [["--minutes", "0"], ["--servers", "4"], ["--faults", "rain"], ["--at-once", "0"]], ids=" ".join)

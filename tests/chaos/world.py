@@ -17,7 +17,7 @@ from cluster import PATIENCE_SECONDS, POLL_SECONDS, Cluster, Network, wait_until
 
 DISK_MEBIBYTES = 192
 START_SECONDS = 60  # until a process listens; far more than it takes
-_SERVER = [sys.executable, str(Path(__file__).with_name("server.py"))]
+SERVER = [sys.executable, str(Path(__file__).with_name("server.py"))]
 
 
 class Violated(AssertionError):
@@ -97,7 +97,7 @@ class World:
 
     def _new(self, host, name):
         disk = self.disks[host.address]
-        return self.cluster.make(name, disk.path / name, host, [*_SERVER, str(self.clock_of(disk))])
+        return self.cluster.make(name, disk.path / name, host, [*SERVER, str(self.clock_of(disk))])
 
     def clock_of(self, disk):
         return disk.path.with_name(disk.path.name.replace("disk", "clock"))
