@@ -617,7 +617,7 @@ class Network:
 
     def __init__(self):
         self._tag, self.hosts, self._cuts = f"raftd-{os.getpid()}-{time.monotonic_ns() % 10**6}", [], []
-        self._lock = threading.Lock()
+        self._lock, self._slow = threading.Lock(), defaultdict(int)
         self.hub = f"{self._tag}-hub"
         _run("ip", "netns", "add", self.hub)
         self._make_hub()
@@ -726,7 +726,15 @@ class Network:
         return self.cut((host, f"INPUT -p tcp -s {peer.address} -j REJECT --reject-with tcp-reset") for peer in self._peers_of(host))
 
     def slow_down(self, server, rate="8mbit", queue="400ms"):
-        """What *server* sends passes a link of that rate; returns what to call to end that."""
+        """What *server* sends passes a link of that rate; returns what to call to end that. Of several at once the last counts."""
         host = self.host_of(server)
-        self._in(host.namespace, "tc", "qdisc", "replace", "dev", "eth0", "root", "tbf", "rate", rate, "burst", "32k", "latency", queue)
-        return lambda: self._in(host.namespace, "tc", "qdisc", "delete", "dev", "eth0", "root")
+        with self._lock:
+            self._slow[host] += 1
+            self._in(host.namespace, "tc", "qdisc", "replace", "dev", "eth0", "root", "tbf", "rate", rate, "burst", "32k", "latency", queue)
+        return lambda: self._speed_up(host)
+
+    def _speed_up(self, host):
+        with self._lock:
+            self._slow[host] -= 1
+            if not self._slow[host]:
+                self._in(host.namespace, "tc", "qdisc", "delete", "dev", "eth0", "root")
