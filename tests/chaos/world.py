@@ -91,8 +91,7 @@ class World:
             self.disks[host.address] = Disk(self.directory / f"disk.{number}")
             server = self._new(host, f"n{number}")
             self.cluster.servers.append(server)
-            self.launch(server, join=self.servers[:1] if number > 1 else None)
-            server.wait_listening(START_SECONDS)
+            self.bring_up([server], join=self.servers[:1] if number > 1 else None)
         self.cluster.wait_voters(self.size)
 
     def _new(self, host, name):
@@ -159,9 +158,10 @@ class World:
     # Processes
 
     def launch(self, server, join=None):
+        """Start it, and do not wait."""
         self.incarnations[server.name] = self.incarnations.get(server.name, 0) + 1
+        self._expected_down.add(server.name)  # until it listens, who starts it looks after it
         server.start(join=join, wait=False)
-        self._expected_down.discard(server.name)  # not before: until now the old process, which was killed, was the one to be seen
 
     def kill(self, servers):
         for server in servers:
@@ -190,6 +190,7 @@ class World:
                 self.notes.append(f"{server}: a start failed ({why}): {last.splitlines()[-1]}")
                 time.sleep(0.2)
                 self.launch(server, join)
+            self._expected_down.discard(server.name)
 
     @staticmethod
     def _listens(server):
