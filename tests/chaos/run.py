@@ -106,10 +106,12 @@ class _Run:
         self._clients.start()
         self._nemesis.start()
         last = ends + (ends - time.monotonic() if self._options.every_fault and self._report.epochs == 1 else 0)
-        while (time.monotonic() < ends or time.monotonic() < last and self._nemesis.lacks) and not self._world.problems:
-            time.sleep(0.5)
-            self._world.check_processes()
-        self._nemesis.stop()
+        try:
+            while (time.monotonic() < ends or time.monotonic() < last and self._nemesis.lacks) and not self._world.problems:
+                time.sleep(0.5)
+                self._world.check_processes()
+        finally:
+            self._nemesis.stop()
         self._say(f"epoch {self._report.epochs}: {len(self._nemesis.happened)} faults, {len(self._clients.history)} operations; peace")
         try:
             self._make_peace()
