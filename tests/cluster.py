@@ -308,8 +308,8 @@ class Server:
 class Cluster:
     """Servers n1, n2, ... with their data in *directory*. Use it in a ``with``."""
 
-    def __init__(self, directory, size=3, network=None, flags=(), start=True):
-        self.directory, self.network, self.flags, self.servers, self._checked = Path(directory), network, flags, [], True
+    def __init__(self, directory, size=3, network=None, flags=(), start=True, raftd=RAFTD):
+        self.directory, self.network, self.flags, self.servers, self._raftd = Path(directory), network, flags, [], raftd
         try:
             if start:
                 self._start(size)
@@ -345,14 +345,14 @@ class Cluster:
         name = name or f"n{len(self.servers) + 1}"
         path = path or self.directory / f"node.{len(self.servers) + 1}"
         server = self.make(name, path, self.network.add_host()) if self.network else Server(
-            name, port or free_port(), path, self.directory / f"n{len(self.servers) + 1}.log")
+            name, port or free_port(), path, self.directory / f"n{len(self.servers) + 1}.log", raftd=self._raftd)
         self.servers.append(server)
         return server
 
-    def make(self, name, path, host, raftd=RAFTD):
+    def make(self, name, path, host, raftd=None):
         """A Server on *host*, which the cluster does not know."""
         return Server(name, int(self.network.PORT), path, self.directory / f"{name}.log", host.address, host.namespace, self.network.hub,
-                      raftd)
+                      raftd or self._raftd)
 
     @property
     def running(self):
@@ -725,16 +725,24 @@ class Network:
         host = self.host_of(server)
         return self.cut((host, f"INPUT -p tcp -s {peer.address} -j REJECT --reject-with tcp-reset") for peer in self._peers_of(host))
 
-    def slow_down(self, server, rate="8mbit", queue="400ms"):
-        """What *server* sends passes a link of that rate; returns what to call to end that. Of several at once the last counts."""
-        host = self.host_of(server)
-        with self._lock:
-            self._slow[host] += 1
-            self._in(host.namespace, "tc", "qdisc", "replace", "dev", "eth0", "root", "tbf", "rate", rate, "burst", "32k", "latency", queue)
-        return lambda: self._speed_up(host)
+    def slow_down(self, server, rate="8mbit", queue="400ms", arriving=False):
+        """What *server* sends, or what arrives there, passes a link of that rate; returns what to call to end that.
 
-    def _speed_up(self, host):
+        Of several at once the last counts.
+        """
+        host = self.host_of(server)
+        place = (self.hub, f"port{self.hosts.index(host) + 1}") if arriving else (host.namespace, "eth0")
         with self._lock:
-            self._slow[host] -= 1
-            if not self._slow[host]:
-                self._in(host.namespace, "tc", "qdisc", "delete", "dev", "eth0", "root")
+            self._slow[place] += 1
+            self._queue(place, "replace", "tbf", "rate", rate, "burst", "32k", "latency", queue)
+        return lambda: self._speed_up(place)
+
+    def _speed_up(self, place):
+        with self._lock:
+            self._slow[place] -= 1
+            if not self._slow[place]:
+                self._queue(place, "delete")
+
+    def _queue(self, place, what, *how):
+        namespace, device = place
+        self._in(namespace, "tc", "qdisc", what, "dev", device, "root", *how)

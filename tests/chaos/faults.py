@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from chaos.world import Ration, Strace
+from cluster import in_threads
 
 log = logging.getLogger(__name__)
 
@@ -426,6 +427,19 @@ def transfer_of_leadership(world, rng):
         target = rng.choice(list(world.servers)).name
         world.ask_leader("POST", "/leader", json.dumps({"name": target}) if rng.random() < 0.8 else b"")
         yield moment(rng, 0.0, 0.3)
+
+
+@fault
+def transfer_by_a_deaf_leader(world, rng):
+    """It hands over at the moment when it cannot hear any more, so it does not learn that another leads already: nobody had to wait for
+    an election timeout. Whatever it answers in the half second until it steps down must not be old."""
+    for _ in range(3):
+        leader = world.find_leader()
+        if leader:
+            transfer = in_threads(lambda path, leader=leader: leader.call("POST", path, b"", timeout=2), ["/leader?timeout=1s"])
+            time.sleep(rng.uniform(0.0, 0.01))
+            yield from _cut([world.network.deafen(leader)], moment(rng, 0.5, 0.8))
+            transfer[0].join()
 
 
 class Happened(NamedTuple):
