@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -523,10 +523,8 @@ def operation_of(answer, kind, key, value, began, **more):
 class RegisterClients:
     """Threads that write unique values to one key, and threads that read it from every server, until the ``with`` ends."""
 
-    KEY = "register"
-
-    def __init__(self, servers, writers=2, timeout=4):
-        self.history, self._stopping, self._timeout = [], threading.Event(), timeout
+    def __init__(self, servers, writers=2, timeout=4, key="register"):
+        self.history, self._stopping, self._timeout, self._key = [], threading.Event(), timeout, key
         self.reads_by = defaultdict(int)
         self._threads = [threading.Thread(target=self._read, args=(server,), daemon=True) for server in servers]
         self._threads += [threading.Thread(target=self._write, args=(number, list(servers)), daemon=True) for number in range(writers)]
@@ -561,9 +559,9 @@ class RegisterClients:
         client = Client(server.address, server.client_namespace)
         while not self._stopping.wait(0.002):
             began = time.monotonic()
-            answer = client.call("GET", f"/db/{self.KEY}", timeout=self._timeout)
+            answer = client.call("GET", f"/db/{self._key}", timeout=self._timeout)
             if answer.status in (200, 404):
-                self.history.append(operation_of(answer, GET, self.KEY, None, began))
+                self.history.append(operation_of(answer, GET, self._key, None, began))
                 self.reads_by[server.name] += 1
         client.close()
 
@@ -572,12 +570,67 @@ class RegisterClients:
         while not self._stopping.wait(0.005):
             client = clients[count % len(clients)] if count % 7 == 0 else clients[0]
             value, began, count = f"{number}:{count}".encode(), time.monotonic(), count + 1
-            answer = client.call("POST", f"/db/{self.KEY}?timeout=2s", value, timeout=self._timeout)
-            self.history.append(operation_of(answer, PUT, self.KEY, value, began))
+            answer = client.call("POST", f"/db/{self._key}?timeout=2s", value, timeout=self._timeout)
+            self.history.append(operation_of(answer, PUT, self._key, value, began))
             if answer.status != 200:
                 clients.sort(key=lambda other: other.address != answer.leader if answer.leader else other is client)
         for client in clients:
             client.close()
+
+
+# Machines that are short of something
+
+
+class ControlGroup:
+    """One process gets no more than so much, until ``end``: by the cgroups of the kernel, version 1 or 2.
+
+    *what* is "cpu" (percent of one core), "memory" (bytes, of those that are asked for from now on) or "pids" (threads).
+    """
+
+    ROOT = Path("/sys/fs/cgroup")
+    _FIRST = {"cpu": "cpu.cfs_quota_us", "memory": "memory.limit_in_bytes", "pids": "pids.max"}
+    _SECOND = {"cpu": "cpu.max", "memory": "memory.max", "pids": "pids.max"}
+
+    def __init__(self, server, what, limit):
+        first = self._is_first(what)
+        self._parent = self.ROOT / what if first else self.ROOT
+        self._path = self._parent / f"raftd-{os.getpid()}-{time.monotonic_ns()}"
+        self._path.mkdir()
+        amount = limit * 1000 if what == "cpu" else limit  # microseconds in each 100,000
+        try:
+            (self._path / (self._FIRST if first else self._SECOND)[what]).write_text(f"{amount}")
+            (self._path / "cgroup.procs").write_text(str(server.process.pid))
+        except OSError:
+            self._path.rmdir()
+            raise
+
+    @classmethod
+    def _is_first(cls, what):
+        return (cls.ROOT / what).is_dir()
+
+    @classmethod
+    def is_possible(cls, what):
+        """Whether this kernel, and whoever runs this, can do so."""
+        if cls._is_first(what):
+            return os.access(cls.ROOT / what, os.W_OK)
+        controllers = cls.ROOT / "cgroup.subtree_control"
+        return os.access(cls.ROOT, os.W_OK) and controllers.exists() and what in controllers.read_text().split()
+
+    def end(self):
+        for task in (self._path / "cgroup.procs").read_text().split():
+            with suppress(ProcessLookupError):  # it has ended
+                (self._parent / "cgroup.procs").write_text(task)
+        wait_until(self._removed, f"{self._path} can be removed")
+
+    def _removed(self):
+        try:
+            self._path.rmdir()
+        except OSError:
+            return not self._path.exists()
+        return True
+
+
+needs_cgroups = pytest.mark.skipif(not all(map(ControlGroup.is_possible, ("cpu", "memory", "pids"))), reason="needs cgroups")
 
 
 # A network to cut

@@ -9,8 +9,7 @@ import pytest
 
 from chaos.faults import FAULTS
 from chaos.run import EVENTS, OUTCOMES, Options, longest_gap, run, summary
-from chaos.world import Ration
-from cluster import needs_network, needs_strace
+from cluster import needs_cgroups, needs_network, needs_strace
 
 BIN_CHAOS = Path(__file__).resolve().parent.parent / "bin/chaos"
 MINUTES = 0.8
@@ -28,7 +27,7 @@ def test_gaps():
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.skipif(not Ration.is_possible(), reason="needs cgroups that ration the CPU")
+@needs_cgroups
 @pytest.mark.parametrize("servers, seed", [(3, 11), (5, 12)])
 def test_a_minute_under_fire(servers, seed):
     report = run(Options(minutes=MINUTES, servers=servers, seed=seed, every_fault=True))

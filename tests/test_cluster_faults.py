@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster import Client, Cluster, Writers, holds_for, in_threads, needs_root, needs_strace, the_fault_lasts, wait_until
+from cluster import (Client, Cluster, ControlGroup, RegisterClients, Writers, call, holds_for, in_threads, needs_cgroups, needs_root,
+                     needs_strace, the_fault_lasts, wait_until)
 
 KIB = 1 << 10
 VALUE = bytes(range(256)) * 400  # 100 KiB: large enough to need new room on a disk
@@ -459,6 +460,91 @@ def test_no_file_handles_left(tmp_path):
         server.start()
         cluster.leader()
         assert not writers.missing_in(cluster.data_of_each()["n1"])
+
+
+@pytest.mark.root
+@needs_cgroups
+def test_no_threads_left(tmp_path):
+    """Connections of peers, and all else that needs a thread, fail for a while; then all is as before, and nothing was lost."""
+    with Cluster(tmp_path) as cluster:
+        leader = cluster.leader()
+        with Writers(cluster.servers, 2) as writers:
+            group = ControlGroup(leader, "pids", 8)
+            for follower in cluster.followers(leader):
+                follower.kill()  # the connections that they make anew want threads
+                follower.start()
+            call(leader.address, "GET", "/livez", timeout=2)
+            writers.gap_after(time.monotonic())
+            assert leader.running
+            group.end()
+            wait_until(lambda: leader.ready, "it has recovered")
+            writers.wait_for_more(50)
+        data = cluster.data_of_each()
+        assert data["n1"] == data["n2"] == data["n3"] and not writers.missing_in(data["n1"])
+
+
+def test_1500_connections(tmp_path):
+    """More than select() can take. None is refused, peers and honest clients do not notice."""
+    with Cluster(tmp_path) as cluster:
+        leader, terms = cluster.leader(), cluster.terms()
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 4096)), hard))
+        sockets = open_sockets(leader, 1500)
+        with Writers([leader], 2) as writers:
+            writers.wait_for_more(200)
+        sockets[1499].sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        sockets[1499].settimeout(5)
+        assert sockets[1499].recv(1000).startswith(b"HTTP/1.1 200")
+        for idle in sockets:
+            idle.close()
+        assert writers.longest_wait < 1 and cluster.terms() == terms
+
+
+# Machines that are short of something
+
+
+@pytest.mark.root
+@needs_cgroups
+def test_killed_for_want_of_memory(tmp_path):
+    """By the kernel, in the middle of writes: like any kill -9."""
+    with Cluster(tmp_path) as cluster:
+        leader = cluster.leader()
+        with Writers(cluster.servers, 4) as writers:
+            writers.wait_for_more(50)
+            group = ControlGroup(leader, "memory", 6 << 20)
+            stopping = threading.Event()
+
+            def swell(_):
+                while not stopping.is_set() and leader.running:
+                    leader.put("large", bytes(1 << 20), timeout=2)
+            threads = in_threads(swell, range(16))
+            assert leader.exit_status() == -9
+            stopping.set()
+            for thread in threads:
+                thread.join()
+            writers.gap_after(time.monotonic())
+            group.end()
+            leader.start()
+            wait_until(lambda: leader.ready, "it is back")
+        data = cluster.data_of_each()
+        assert data["n1"] == data["n2"] == data["n3"] and not writers.missing_in(data["n1"])
+
+
+@pytest.mark.root
+@needs_cgroups
+def test_a_leader_short_of_cpu_causes_no_storm_of_elections(tmp_path):
+    """A twentieth of a core: it may lose its leadership, once or twice, but the others go on, and nothing is wrong."""
+    with Cluster(tmp_path) as cluster:
+        leader, term = cluster.leader(), max(cluster.terms())
+        with RegisterClients(cluster.servers) as clients, Writers(cluster.servers, 2, pause=0.01) as writers:
+            group = ControlGroup(leader, "cpu", 5)
+            the_fault_lasts.wait(6)
+            writers.gap_after(time.monotonic())
+            group.end()
+            writers.wait_for_more(50)
+        assert max(cluster.terms()) <= term + 3, "elections again and again"
+        assert clients.violations() == []
+        cluster.wait_converged()
 
 
 def test_an_idle_cluster_holds_no_election(tmp_path):

@@ -1,10 +1,15 @@
 """Networks that break: real processes in network namespaces, whose packets the test drops. Needs root."""
 
+import os
+import random
 import time
 
 import pytest
 
-from cluster import ELECTION_SECONDS, Cluster, Network, RegisterClients, Writers, holds_for, needs_network, the_fault_lasts, wait_until
+from chaos.faults import REPLY_WORD
+from chaos.world import SERVER
+from cluster import (ELECTION_SECONDS, Client, Cluster, Network, RegisterClients, Writers, holds_for, needs_network, the_fault_lasts,
+                     wait_until)
 
 pytestmark = [pytest.mark.cluster, pytest.mark.root, needs_network]
 
@@ -170,6 +175,117 @@ def test_one_link_down_is_no_hindrance(network, three):
     assert not writers.missing_in(three.data_of_each()[cut.name])
 
 
+# Five servers, of which some pairs do not hear each other. A majority is there that does
+
+
+@pytest.fixture(scope="module")
+def five(tmp_path_factory):
+    with Network() as network, Cluster(tmp_path_factory.mktemp("five"), 5, network) as cluster:
+        yield cluster
+
+
+def bridge(leader, a, b, c, d):
+    """Two halves that hear each other only through one server."""
+    return [(one, other) for one in (leader, a) for other in (c, d)]
+
+
+def ring(leader, a, b, c, d):
+    """Each hears its two neighbours: there is a majority around everybody, and no two have the same."""
+    return [(leader, b), (leader, c), (a, c), (a, d), (b, d)]
+
+
+def dangling(leader, a, b, c, d):
+    """The leader hears one server, which hears everybody (Howard and Abraham): etcd without PreVote lost 8 of 36 s, the original 45."""
+    return [(leader, b), (leader, c), (leader, d)]
+
+
+@pytest.mark.parametrize("topology", [bridge, ring, dangling], ids=lambda topology: topology.__name__)
+def test_partial_partitions_of_five_find_a_leader_and_keep_it(five, topology):
+    leader = five.leader()
+    term = leader.status()["term"]
+    with RegisterClients(five.servers, key=topology.__name__) as clients, \
+            Writers(five.servers, 2, pause=0.01, prefix=f"{topology.__name__}-") as writers:
+        cut = five.network.sever(topology(leader, *five.followers(leader)))
+        gap = writers.gap_after(time.monotonic() + REFUSES_SECONDS) + REFUSES_SECONDS
+        settled = five.leader()
+        after = settled.status()["term"]
+        holds_for(3, lambda: settled.status()["term"] == after and settled.leads, "no election without end")
+        writers.wait_for_more(20)
+        cut.heal()
+        for server in five.servers:
+            wait_until(lambda ready=server: ready.ready, f"{server} is back")
+    assert gap < 5 and after <= term + 3, (gap, term, after)
+    assert five.leader() is settled and set(five.terms()) == {after}, "who comes back has deposed the leader"
+    assert clients.violations() == []
+    five.wait_converged()
+
+
+# Answers that are lost, connections that are cut
+
+
+def test_a_request_whose_answer_is_lost_was_executed_once(network, three):
+    leader = three.leader()
+    before = int(leader.put("key", b"before").headers["etag"].strip('"'))
+    client = Client(leader.address, leader.client_namespace)
+    client.call("GET", "/livez")
+    cut = network.lose_answers(leader, b"HTTP", network.HUB_ADDRESS)
+    answer = client.call("POST", "/db/key", b"value", timeout=1)
+    assert answer.status is None and not answer.was_not_sent
+    cut.heal()
+    found = leader.get("key")
+    assert (found.body, found.headers["etag"]) == (b"value", f'"{before + 1}"')
+
+
+def test_a_leader_whose_followers_cannot_confirm_answers_nothing(network, three):
+    """They have its entries on disk, and their answers are lost: it must neither acknowledge nor read, and nothing that was is lost."""
+    leader = three.leader()
+    with RegisterClients(three.servers) as clients:
+        for _ in range(3):
+            cuts = [network.lose_answers(server, REPLY_WORD) for server in three.followers(leader)]
+            wait_until(lambda deposed=leader: not deposed.leads, "it steps down")
+            write = leader.put("meanwhile", b"x", "?timeout=1s")
+            assert write.status != 200, write
+            for cut in cuts:
+                cut.heal()
+            leader = three.leader()
+            clients.wait_for_more()
+    assert clients.violations() == []
+    three.wait_converged()
+
+
+def test_connections_that_are_reset_are_made_anew(network, three):
+    """No entry is lost or doubled by that, and nobody elects."""
+    leader, terms = three.leader(), three.terms()
+    with RegisterClients(three.servers) as clients, Writers([leader], 2, pause=0.005) as writers:
+        for number in range(9):
+            cut = network.reset(three.servers[number % 3])
+            the_fault_lasts.wait(0.05)
+            cut.heal()
+            writers.wait_for_more(10)
+    assert writers.longest_wait < 1 and three.terms() == terms
+    assert clients.violations() == []
+    data = three.data_of_each()
+    assert data["n1"] == data["n2"] == data["n3"] and not writers.missing_in(data["n1"])
+
+
+def test_a_client_that_reaches_only_the_followers(network, three):
+    """They read for it; of its writes they say at once where the leader is, and nothing is in doubt."""
+    leader = three.leader()
+    assert leader.put("key", b"value").status == 200
+    host = network.host_of(leader)
+    cut = network.cut([(host, f"INPUT -s {network.HUB_ADDRESS} -j DROP"), (host, f"OUTPUT -d {network.HUB_ADDRESS} -j DROP")])
+    others = [server for server in three.servers if server is not leader]
+    for server in others:
+        assert server.get("key").body == b"value"
+        refused = server.put("key", b"new")
+        assert (refused.code, refused.retry, refused.leader) == ("not_leader", "safe", leader.address)
+        assert server.put("key", b"new", "?redirect").headers["location"] == f"http://{leader.address}/db/key?redirect"
+    assert leader.put("key", b"new", timeout=1).was_not_sent
+    cut.heal()
+    assert leader.get("key").body == b"value"
+    assert three.leader() is leader
+
+
 def test_a_host_that_drops_packets_and_a_paused_leader(tmp_path, network):
     """The original had no connect timeout: such a host and a leader paused for 0.7 s stopped two healthy of three for 131 s."""
     with Cluster(tmp_path, 3, network) as cluster:
@@ -212,6 +328,38 @@ def test_a_cut_in_the_middle_of_a_snapshot(tmp_path, network):
         assert behind.get("large0").body == bytes(1 << 20)
         data = cluster.data_of_each()
         assert data["n1"] == data["n2"] == data["n3"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sender", ["lives", "dies"])
+def test_a_snapshot_over_a_slow_link_holds_up_nobody(tmp_path, network, sender):
+    """Neither the writes of the others nor, although it shares the link with the snapshot, the heartbeats for long: nobody is deposed.
+
+    And if the sender dies in the middle, the next one sends it anew.
+    """
+    with Cluster(tmp_path, 3, network, raftd=[*SERVER, os.devnull]) as cluster:
+        leader = cluster.leader()
+        behind, other = cluster.followers(leader)
+        behind.kill()
+        for number in range(5):
+            assert leader.put(f"large{number}", random.Random(number).randbytes(1 << 20), "?timeout=20s", timeout=25).status == 200
+        term = leader.status()["term"]
+        end = network.slow_down(behind, "8mbit", "400ms", arriving=True)
+        behind.start()
+        wait_until(lambda: list(behind.path.glob("*incoming*")), "it arrives")
+        with Writers([leader, other], 2, pause=0.01) as writers:
+            if sender == "dies":
+                leader.kill()
+                writers.gap_after(time.monotonic())
+            else:
+                wait_until(lambda: behind.status()["snapshot_index"], "it is installed")
+                assert (leader.leads, leader.status()["term"]) == (True, term) and writers.longest_wait < 1
+            wait_until(lambda: "installed a snapshot" in behind.log_of_this_start(), "it is installed")
+        end()
+        if sender == "dies":
+            cluster.restart(leader)
+        data = cluster.data_of_each()
+        assert data["n1"] == data["n2"] == data["n3"] and len(data["n1"]) == 5 + len(writers.acknowledged)
 
 
 def test_flapping_links_end_in_one_leader(network, three):

@@ -8,15 +8,14 @@ same faults in the same order, but not the same run.
 import json
 import logging
 import random
-import shutil
 import threading
 import time
 from collections import Counter
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from chaos.world import Ration, Strace
-from cluster import in_threads
+from chaos.world import Strace
+from cluster import ControlGroup, in_threads
 
 log = logging.getLogger(__name__)
 
@@ -151,12 +150,12 @@ def pause_all(world, rng):
 @fault
 def starve_of_cpu(world, rng):
     with world.claimed(1, rng, rng.choice((True, False))) as servers:
-        if servers and Ration.is_possible():
-            ration = Ration(servers[0], rng.choice((5, 10, 20)))
+        if servers:
+            group = ControlGroup(servers[0], "cpu", rng.choice((5, 10, 20)))
             try:
                 yield moment(rng, 1.0, 3.0)
             finally:
-                ration.end()
+                group.end()
 
 
 # Partitions. Servers are named by their place, as in the literature: 0 is the leader, if there is one.
@@ -359,7 +358,7 @@ def disks_of_all_full(world, rng):
 
 def _stracing(world, rng, fault, least, most):
     with world.claimed(1, rng, rng.choice((True, False))) as servers:
-        if servers and shutil.which("strace"):
+        if servers:
             with world.bad_disk(servers):
                 strace = Strace(servers[0], "fdatasync", fault)
                 try:

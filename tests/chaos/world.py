@@ -3,12 +3,12 @@
 import errno
 import json
 import os
-import random
 import shutil
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -58,7 +58,8 @@ class World:
         self._lock, self._claims, self._numbers = threading.RLock(), {}, size
         self.problems, self.notes = [], []  # what must not happen; what may
         self.ended = []  # servers that were replaced
-        self.incarnations, self._expected_down, self.bad_disks = {}, set(), {}
+        self.incarnations, self._expected_down, self._started = {}, set(), {}
+        self._bad_disks, self._bad_until = Counter(), {}
         self.network = self.cluster = None
         self.disks = {}
 
@@ -160,6 +161,7 @@ class World:
     def launch(self, server, join=None):
         """Start it, and do not wait."""
         self.incarnations[server.name] = self.incarnations.get(server.name, 0) + 1
+        self._started[server.name] = time.monotonic()
         self._expected_down.add(server.name)  # until it listens, who starts it looks after it
         server.start(join=join, wait=False)
 
@@ -198,18 +200,20 @@ class World:
         return server.running
 
     def _has_bad_disk(self, server):
-        return time.monotonic() < self.bad_disks.get(server.address, 0)
+        """Whether its disk was full, or failed, at any time since it was started."""
+        return self._bad_disks[server.address] > 0 or self._bad_until.get(server.address, 0) >= self._started[server.name]
 
     @contextmanager
     def bad_disk(self, servers):
-        """While it lasts, and for the moment after it in which a start may still fail of it, *servers* may refuse to start."""
-        for server in servers:
-            self.bad_disks[server.address] = float("inf")
+        """While it lasts *servers* may refuse to start."""
+        with self._lock:
+            self._bad_disks.update(server.address for server in servers)
         try:
             yield
         finally:
-            for server in servers:
-                self.bad_disks[server.address] = time.monotonic() + 5
+            with self._lock:
+                self._bad_disks.subtract(server.address for server in servers)
+                self._bad_until |= {server.address: time.monotonic() for server in servers}
 
     def check_processes(self):
         """Those that run no more although nobody ended them."""
@@ -291,49 +295,3 @@ class Strace:
     def end(self):
         self._process.terminate()
         self._process.wait(PATIENCE_SECONDS)
-
-
-class Ration:
-    """A share of one core for one process, in percent, until ``end``; by the cgroups of the kernel, version 1 or 2."""
-
-    ROOT = Path("/sys/fs/cgroup")
-
-    def __init__(self, server, percent):
-        first = (self.ROOT / "cpu").is_dir()
-        self._parent = self.ROOT / "cpu" if first else self.ROOT
-        self._path = self._parent / f"raftd-{os.getpid()}-{random.randrange(1 << 32):x}"
-        self._path.mkdir()
-        try:
-            if first:
-                (self._path / "cpu.cfs_quota_us").write_text(str(percent * 1000))
-            else:
-                (self._path / "cpu.max").write_text(f"{percent * 1000} 100000")
-            (self._path / "cgroup.procs").write_text(str(server.process.pid))
-        except OSError:
-            self._path.rmdir()
-            raise
-
-    @classmethod
-    def is_possible(cls):
-        """Whether this kernel, and whoever runs this, can do so."""
-        if (cls.ROOT / "cpu").is_dir():
-            return os.access(cls.ROOT / "cpu/cpu.cfs_quota_us", os.F_OK) and os.access(cls.ROOT / "cpu", os.W_OK)
-        controllers = cls.ROOT / "cgroup.subtree_control"
-        return os.access(cls.ROOT, os.W_OK) and controllers.exists() and "cpu" in controllers.read_text()
-
-    def end(self):
-        for task in (self._path / "cgroup.procs").read_text().split():
-            try:
-                (self._parent / "cgroup.procs").write_text(task)
-            except ProcessLookupError:  # it has ended
-                pass
-        wait_until(self._removed, f"{self._path} can be removed")
-
-    def _removed(self):
-        try:
-            self._path.rmdir()
-        except FileNotFoundError:
-            pass
-        except OSError:
-            return False
-        return True
