@@ -200,12 +200,11 @@ class PeerServer:
         thread = threading.Thread(target=self._serve, args=(key, peer_socket), name=f"from-{sender}-{key[1]}")
         with self._lock:
             old = self._open.get(key)
-            if accepted := not self._stopping and (old or len(self._open) < MAX_CONNECTIONS):
+            if accepted := not self._stopping and (old or len(self._open) < MAX_CONNECTIONS) and _started(thread):
                 self._open[key] = peer_socket
                 self._threads.add(thread)
-                thread.start()
         if not accepted:
-            _refuse(peer_socket, f"this server stops, or has {MAX_CONNECTIONS} peers connected already")
+            _refuse(peer_socket, f"this server stops, has {MAX_CONNECTIONS} peers connected already, or no thread left")
         elif old:
             _shut_down(old)
 
@@ -311,6 +310,16 @@ def _remaining(deadline):
 
 def _head(fields):
     return "".join(f"{name}: {value}\r\n" for name, value in fields.items()).encode("latin-1") + b"\r\n"
+
+
+def _started(thread):
+    """False if the system has no thread to give."""
+    try:
+        thread.start()
+    except RuntimeError as error:
+        log.warning("a peer cannot be served thread=%s error=%s", thread.name, error)
+        return False
+    return True
 
 
 def _refuse(peer_socket, text):

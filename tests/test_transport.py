@@ -252,6 +252,23 @@ def test_a_refusal_at_the_door_says_why(peer, connection):
     assert not serving()
 
 
+def test_no_thread_to_serve_a_peer_is_a_refusal_and_nothing_worse(peer, connection, monkeypatch, caplog):
+    """It was a traceback of waitress, and a thread that never began kept the server from stopping in order."""
+    n2, n1, start = peer(lambda *call: GRANTED), connection(), threading.Thread.start
+
+    def refuse_some(thread):
+        if thread.name.startswith("from-"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse_some)
+        with pytest.raises(PeerUnreachable, match="no thread"):
+            n1.call(n2.member, VOTE, 0)
+    assert "a peer cannot be served" in caplog.text
+    assert n1.call(n2.member, VOTE, 0) == GRANTED
+    n2.server.stop()
+
+
 def test_a_refused_request_says_why_and_the_next_may_be_taken(peer, connection):
     answers = [refuse("n1 is not a member of this cluster"), lambda *call: GRANTED]
     n2, n1 = peer(lambda *call: answers.pop(0)(*call)), connection()
