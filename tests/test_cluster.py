@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from cluster import Client, Cluster, RegisterClients, Writers, call, in_threads, the_fault_lasts, wait_until
+from chaos.world import SERVER
+from cluster import Client, Cluster, RegisterClients, Writers, call, in_threads, needs_strace, the_fault_lasts, wait_until
 
 pytestmark = pytest.mark.cluster
 
@@ -109,6 +110,65 @@ def test_leader_killed_under_eight_writers(tmp_path):
         assert data["n1"] == data["n2"] == data["n3"]
         print(f"writes {len(writers.acknowledged)}, seconds to the next write: {', '.join(f'{gap:.3f}' for gap in sorted(gaps))}")
         assert max(gaps) < 2.5, gaps
+
+
+def test_follower_killed_is_no_hindrance(tmp_path):
+    with Cluster(tmp_path) as cluster:
+        leader, terms = cluster.leader(), cluster.terms()
+        with Writers([leader], 4) as writers:
+            for follower in cluster.followers(leader):
+                writers.wait_for_more(50)
+                follower.kill()
+                writers.wait_for_more(50)
+                cluster.restart(follower)
+                wait_until(lambda back=follower: back.ready, "it is back")
+        assert writers.longest_wait < 1
+        assert leader.leads and cluster.terms() == terms
+        data = cluster.data_of_each()
+        assert data["n1"] == data["n2"] == data["n3"] and not writers.missing_in(data["n1"])
+
+
+@needs_strace
+@pytest.mark.slow
+def test_killed_between_the_disk_and_the_answer(tmp_path):
+    """Each sync takes 0.1 s on all three, so that whenever the leader is killed something is on its way to a disk, or to a client."""
+    slow = ["strace", "-f", "--seccomp-bpf", "-o", "/dev/null", "-e", "trace=fdatasync", "-e", "inject=fdatasync:delay_enter=100000"]
+    with Cluster(tmp_path) as cluster:
+        for server in cluster.servers:
+            server.terminate()
+        for server in cluster.servers:
+            server.start(prefix=slow, wait=False)
+        for server in cluster.servers:
+            server.wait_listening(60)
+        cluster.leader()
+        with RegisterClients(cluster.servers, writers=6) as clients, Writers(cluster.servers, 6) as writers:
+            for number in range(3):
+                writers.wait_for_more(10)
+                the_fault_lasts.wait(0.05 * number)
+                leader = cluster.leader()
+                leader.kill()
+                writers.gap_after(time.monotonic())
+                leader.start(prefix=slow, wait=False)
+                leader.wait_listening(60)
+                wait_until(lambda back=leader: back.ready, "it is back")
+        assert clients.violations() == []
+        data = cluster.data_of_each()
+        assert data["n1"] == data["n2"] == data["n3"] and not writers.missing_in(data["n1"])
+
+
+@pytest.mark.slow
+def test_killed_while_the_log_is_compacted(tmp_path):
+    """Every hundred entries, and a snapshot for whoever comes back: each start finds a log that goes on where the state stands."""
+    with Cluster(tmp_path, raftd=[*SERVER, os.devnull]) as cluster:
+        with Writers(cluster.servers, 8) as writers:
+            for number in range(6):
+                writers.wait_for_more(150 + 17 * number)
+                victim = cluster.servers[number % 3]
+                victim.kill()
+                cluster.restart(victim)
+        assert all(server.status()["snapshot_index"] for server in cluster.servers)
+        data = cluster.data_of_each()
+        assert data["n1"] == data["n2"] == data["n3"] and not writers.missing_in(data["n1"])
 
 
 def test_leader_killed_at_the_first_answer_with_a_follower_paused(tmp_path):
