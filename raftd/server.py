@@ -5,6 +5,7 @@ import os
 import re
 import secrets
 import signal
+import socket
 import threading
 from contextlib import suppress
 
@@ -28,7 +29,7 @@ _OUR_FILES = re.compile(r"(raft|state)\.db(-wal|-shm|-journal|\.new)?|state\.db\
 
 def run(options):
     """Run a node as *options* (``cli.Options``) say, until SIGTERM or SIGINT; returns the exit status. Raises StartupError."""
-    stopping, signals, failures = threading.Event(), [], []
+    stopping, alarm, signals, failures = threading.Event(), Alarm(), [], []
 
     def stop(number, _):
         signals.append(number)
@@ -40,11 +41,12 @@ def run(options):
     def fail(error):
         failures.append(error)
         stopping.set()
+        alarm.wake()
 
     server = Server(options, stopping, fail)
     try:
         server.start()
-        stopping.wait()
+        alarm.sleep_until(stopping)
         if signals:
             log.info("stopping signal=%s", signal.Signals(signals[0]).name)
     except StartupError as error:
@@ -57,6 +59,27 @@ def run(options):
         raise failures[0]
     log.info("stopped")
     return 0
+
+
+class Alarm:
+    """Wakes the main thread: at every signal, and by ``wake``.
+
+    The system gives a signal to any thread, and Python runs its handler in the main thread when that next does something. While it
+    waits for an Event it does nothing, and would sleep through a signal that another thread was given.
+    """
+
+    def __init__(self):
+        self._sleeper, self._waker = socket.socketpair()
+        self._waker.setblocking(False)
+        signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
+
+    def wake(self):
+        with suppress(BlockingIOError):  # full: it is awake already
+            self._waker.send(b"\0")
+
+    def sleep_until(self, event):
+        while not event.is_set():
+            self._sleeper.recv(4096)
 
 
 class DataPath:

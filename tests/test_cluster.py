@@ -1,5 +1,6 @@
 """Real clusters: sessions, failover, restarts, stops, pauses, values; what a client was told is true afterwards."""
 
+import ctypes
 import os
 import signal
 import threading
@@ -358,6 +359,16 @@ def test_restart_of_all_in_order(tmp_path):
         cluster.write("again", b"x")
         second = cluster.data_of_each()
         assert second["n1"] == second["n2"] == second["n3"] == {**first["n1"], "again": b"x"}
+
+
+def test_a_signal_that_another_thread_is_given_ends_it_too(tmp_path):
+    """The system gives it to any thread, as it does while a tracer holds the main one; Python's handlers run in the main one only."""
+    with Cluster(tmp_path, 1) as cluster:
+        process = cluster[1].process
+        other = next(int(task) for task in os.listdir(f"/proc/{process.pid}/task") if int(task) != process.pid)
+        assert ctypes.CDLL(None).tgkill(process.pid, other, signal.SIGTERM) == 0
+        assert cluster[1].exit_status() == 0
+        assert "stopping signal=SIGTERM" in cluster[1].log()
 
 
 def test_sigterm_under_load_ends_in_order(tmp_path):
