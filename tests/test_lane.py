@@ -290,11 +290,10 @@ def test_what_is_refused_while_stopping_ends_its_connection(node, port):
 
 def test_each_request_is_one_line_of_the_log_of_the_server(node, port, caplog):
     with caplog.at_level("DEBUG", "raftd.lane"):
-        for more in (PLAIN, NOT_PLAIN):
-            asked(port, "POST", "/db/a", b"x", more)
-        asked(port, "GET", "/nowhere")
-        wait_until(lambda: len(caplog.messages) == 3, "all are there")
-    assert all(re.fullmatch(r"request from=127.0.0.1 method=POST path='/db/a' status=200 seconds=0\.\d+", line)
+        for count, asking in enumerate([("POST", "/db/a", b"x", PLAIN), ("POST", "/db/a", b"x", NOT_PLAIN), ("GET", "/nowhere")], 1):
+            asked(port, *asking)
+            wait_until(lambda count=count: len(caplog.messages) == count, "it is there")  # it is written after the answer
+    assert all(re.fullmatch(r"request from=127.0.0.1 method=POST path='/db/a' status=200 seconds=\d+\.\d+", line)
                for line in caplog.messages[:2]), caplog.messages
     assert "path='/nowhere' status=404" in caplog.messages[2]
 
