@@ -255,7 +255,76 @@ def test_a_batch_that_fails_in_the_middle_leaves_nothing_and_can_be_applied_agai
     assert store.read(Get("b")) == Found(b"2", 3, 4)
 
 
+class Interrupted:
+    """A connection whose statements fail once *allowed* of them are done; what is begun can still be rolled back."""
+
+    def __init__(self, connection, allowed):
+        self._connection, self._allowed = connection, allowed
+
+    def cursor(self):
+        return InterruptedCursor(self._connection.cursor(), self)
+
+    def count(self, statement):
+        if self._allowed == 0 and statement != "ROLLBACK":
+            raise sqlite3.OperationalError("disk I/O error")
+        self._allowed -= statement != "ROLLBACK"
+
+
+class InterruptedCursor:
+    def __init__(self, cursor, connection):
+        self._cursor, self._connection = cursor, connection
+
+    def execute(self, statement, *values):
+        self._connection.count(statement)
+        return self._cursor.execute(statement, *values)
+
+    def __getattr__(self, name):
+        return getattr(self._cursor, name)
+
+
+def test_a_batch_that_is_interrupted_anywhere_leaves_nothing_and_can_be_applied_again(store, monkeypatch):
+    """Data and index are of one transaction: an index without its data skips entries after a crash, data without it repeats them."""
+    apply(store, Set("a", b"1"), Set("b", b"1"))
+    batch = list(enumerate(map(encode, (Set("a", b"2"), Delete("b"), Set("c", b"2"), Set("a", b"3", Conditions(if_match=(3,))))), 3))
+    for allowed in range(100):
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "_writer", Interrupted(store._writer, allowed))
+            try:
+                store.apply(batch, 6, 2, b"new")
+                break
+            except StorageFailed:
+                pass
+        assert store.position == Position(2, 1, CONFIGURATION, 0)
+        assert [store.read(Get(key)) for key in "abc"] == [Found(b"1", 1, 2), Found(b"1", 2, 2), Found(None, 0, 2)], allowed
+    assert allowed > 6, "each statement was the last one once"
+    assert [store.read(Get(key)) for key in "abc"] == [Found(b"3", 6, 6), Found(None, 0, 6), Found(b"2", 5, 6)]
+
+
 # Opening again, crashes
+
+
+def test_a_new_file_is_on_the_disk_before_it_has_its_name_and_so_is_the_name_before_it_counts(opened, tmp_path, monkeypatch):
+    """Else a power cut leaves a file that is empty, or none, under a log that relies on it."""
+    events = recorded_syncs(monkeypatch, tmp_path)
+    opened()
+    assert events == ["sync state.db.new", "rename state.db.new", "sync ."]
+
+
+def recorded_syncs(monkeypatch, directory):
+    """What is synced and renamed from now on, in order."""
+    events, real_sync, real_replace = [], sqlitefile.sync, os.replace
+
+    def sync(path):
+        events.append(f"sync {os.path.relpath(path, directory)}")
+        real_sync(path)
+
+    def replace(source, target):
+        events.append(f"rename {os.path.relpath(source, directory)}")
+        real_replace(source, target)
+
+    monkeypatch.setattr(sqlitefile, "sync", sync)
+    monkeypatch.setattr(os, "replace", replace)
+    return events
 
 
 def test_everything_is_there_after_reopening(opened, tmp_path):
@@ -922,24 +991,18 @@ def test_more_than_announced_is_refused(leader, follower):
 
 def test_when_the_name_changes_the_old_wal_is_gone_for_good(leader, follower, tmp_path, monkeypatch):
     """Synced: the new file, then the directory without the WAL, then the directory with the new name."""
-    events, directory = [], str(tmp_path / "follower")
-    real_sync, real_replace = sqlitefile.sync, os.replace
-
-    def sync(path):
-        events.append(("sync", os.path.relpath(path, directory).split("-")[0]))
-        real_sync(path)
+    directory, real_replace = str(tmp_path / "follower"), os.replace
 
     def replace(source, target):
         assert not [name for name in files(directory) if name in ("state.db-wal", "state.db-shm", "state.db-journal")]
         assert open_files(directory) == [], "a connection to the old file is open"
-        events.append("replace")
         real_replace(source, target)
 
-    monkeypatch.setattr(sqlitefile, "sync", sync)
     monkeypatch.setattr(os, "replace", replace)
+    events = recorded_syncs(monkeypatch, directory)
     value(follower, "own")  # leaves an idle reading connection
     transfer(leader, follower)
-    assert events == [("sync", "state.db.incoming"), ("sync", "."), "replace", ("sync", ".")]
+    assert events == ["sync state.db.incoming-1", "sync .", "rename state.db.incoming-1", "sync ."]
 
 
 @pytest.mark.parametrize("error, status", [(errno.EIO, 500), (errno.ENOSPC, 507)])

@@ -326,6 +326,13 @@ def test_what_is_not_plain_goes_to_flask(node, port, target):
     assert without_date(answer) == without_date(asked(port, "GET", target, more=NOT_PLAIN))
 
 
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
+def test_a_write_has_no_level(node, port, method):
+    """It is refused, not taken for a write of a lower kind."""
+    answer = asked(port, method, "/db/a?level=stale", b"x")
+    assert (status_of(answer), header(answer, "X-Raft-Error"), node.calls) == (400, "bad_request", [])
+
+
 UNUSUAL = ['If-Match: "41"', "If-None-Match: *", "Idempotency-Key: k", "Accept: application/json",
            "Accept: text/plain;q=0.5, application/problem+json", "X-Raft-Fence: 7"]
 

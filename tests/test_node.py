@@ -7,6 +7,7 @@ import time
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -289,6 +290,22 @@ def test_a_linearizable_read_anywhere_sees_every_answered_write():
             leader.propose(b"%d" % number, 5)
             for node in nodes.nodes.values():
                 assert len(node.read(None, timeout=5)) == number + 1
+
+
+def test_a_read_that_nobody_waits_for_may_be_answered_once_what_it_must_see_is_applied():
+    """``submit_read``: that the leader is confirmed is not enough."""
+    with group() as nodes:
+        leader = nodes.leader()
+        machine = nodes.machines[leader.name]
+        leader.propose(b"a", 5)
+        machine.ready.clear()
+        write = leader.submit(b"b")
+        wait_until(lambda: leader.status()["commit_index"] > leader.status()["last_applied"], "it is committed")
+        read = leader.submit_read()
+        wait_until(lambda: not leader.look(lambda raft: raft.waiting_reads), "the leader is confirmed")
+        assert not read.done()
+        machine.ready.set()
+        assert read.result(5) >= write.result(5).index
 
 
 def test_min_index_waits_until_that_entry_is_applied_here():
@@ -687,12 +704,35 @@ def test_a_node_goes_on_where_its_files_are():
         assert nodes.commands_everywhere() == [b"a", b"b"]
 
 
+def test_a_state_that_is_older_than_its_log_is_brought_up_by_the_log():
+    """A power cut may take back what was applied and not synced: each entry after it is applied again, and none is skipped."""
+    with group(1) as nodes:
+        nodes.leader()
+        older = copy(nodes.machines["n1"])
+        for number in range(3):
+            nodes[1].propose(b"%d" % number, 5)
+        nodes[1].stop()
+        nodes.machines["n1"] = older
+        nodes.add("n1")
+        assert nodes.leader().read(None) == [b"0", b"1", b"2"]
+
+
 def test_a_state_ahead_of_its_log_is_refused():
     """Then one of the two files has lost something that the other relies on."""
     with group(1) as nodes:
         nodes.leader().propose(b"a", 5)
         nodes[1].stop()
         nodes.storages["n1"].entries = nodes.storages["n1"].entries[:1]
+        with pytest.raises(DamagedFiles):
+            nodes.add("n1")
+
+
+def test_a_state_that_was_reached_with_other_members_is_refused():
+    """It is that of another cluster, although its index and term are in this log too."""
+    with group(1) as nodes:
+        nodes.leader().propose(b"a", 5)
+        nodes[1].stop()
+        nodes.machines["n1"].position.configuration = Configuration({"n9": Member("n9", "host:9")}).encode()
         with pytest.raises(DamagedFiles):
             nodes.add("n1")
 
@@ -827,6 +867,38 @@ def test_a_log_is_compacted_however_often_the_node_is_restarted():
             nodes[1].stop()
             nodes.add("n1", settings=settings)
         assert len(nodes.storages["n1"].entries) < 110
+
+
+def test_the_log_keeps_what_the_state_machine_does_not_have_on_its_disk():
+    with group(1, TINY) as nodes:
+        leader, machine = nodes.leader(), nodes.machines["n1"]
+        machine.checkpoint = lambda: 3
+        for number in range(40):
+            leader.propose(b"%d" % number, 5)
+        assert leader.status()["first_log_index"] <= 4
+
+
+def test_the_state_machine_is_told_the_members_at_its_index_and_no_newer_ones(monkeypatch):
+    """They are in the log at another index: at the next start the state would not seem to belong to it."""
+    monkeypatch.setattr(node_module, "MAX_APPLY_BYTES", 1)
+    with group(1) as nodes:
+        leader, machine, told = nodes.leader(), nodes.machines["n1"], {}
+        apply = machine.apply
+
+        def apply_and_note(batch, index, term, configuration):
+            told[index] = configuration
+            return apply(batch, index, term, configuration)
+        machine.apply = apply_and_note
+        before = leader.look(lambda raft: raft.configuration)
+        machine.ready.clear()
+        writes = [leader.submit(command) for command in (b"a", b"b")]
+        later = before.with_member(Member("n2", "host:2", False, "id-n2"))
+        with pytest.raises(CommitTimeout):
+            leader.change_configuration(lambda _: later, time.monotonic() + 0.1)
+        machine.ready.set()
+        indexes = [write.result(5).index for write in writes]
+        leader.read(None)
+        assert [told[index] for index in (*indexes, indexes[-1] + 1)] == [before.encode(), before.encode(), later.encode()]
 
 
 def test_reads_that_nobody_waits_for_are_not_kept():

@@ -264,6 +264,17 @@ def test_removed_leader_leads_until_it_is_committed():
     assert not isinstance(raft.role, Candidate)
 
 
+def test_removed_leader_does_not_leave_before_that_is_committed():
+    """Until then it sends heartbeats and commits, however long that takes: its successor may not even have the entry (thesis 4.2.2)."""
+    raft = leader(1)
+    raft.propose_configuration(THREE.without("n1"))
+    entry = propose(raft)
+    for _ in range(20):
+        heartbeat(raft, "n2", "n3")
+    assert raft.is_leader and raft.role.transfer is None and raft.commit_index < entry.index
+    raft.propose(b"still its own")
+
+
 def test_removed_leader_takes_no_more_commands():
     """Once its removal is committed it only hands over: nothing it would append could be its to commit (thesis 4.2.2)."""
     raft = leader(1)

@@ -6,15 +6,16 @@ import socket
 import subprocess
 import threading
 import time
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
 
 from cluster import RAFTD, Cluster, the_fault_lasts, wait_until
-from raftd import wire
+from raftd import cli, wire
 from raftd.config import Settings
 from raftd.errors import (
-    DamagedFiles, LeadershipLost, NoLeader, NoQuorum, PeerUnreachable, RaftdError, Refusal, StorageFailed, Stopping,
+    DamagedFiles, LeadershipLost, NoLeader, NoQuorum, PeerUnreachable, RaftdError, Refusal, StartupError, StorageFailed, Stopping,
 )
 from raftd.kv import KeyValueStore, Set, encode
 from raftd.kv.snapshot import BadSnapshot
@@ -23,6 +24,7 @@ from raftd.raft.core import Unsaved
 from raftd.raft.messages import (
     COMMAND, AppendEntries, AppendEntriesReply, Entry, HardState, InstallSnapshot, ReadIndex, RequestVote, TimeoutNow,
 )
+from raftd.server import Server
 from raftd.storage import Identity, Storage
 from raftd.transport import Connection, Frames
 from test_node import FAST, PATIENT, TINY, Group, MemorySnapshot, clients, depose, group
@@ -71,6 +73,19 @@ def test_files_without_their_log_are_refused_in_one_line(tmp_path, names):
     assert len(complaints) == 1 and "Traceback" not in done.stderr, done.stderr
     assert "no raft.db" in complaints[0] and names[0] in complaints[0]
     assert {name: data for name, data in contents(path).items() if name != "lock"} == before
+
+
+def test_the_files_of_another_server_are_refused(tmp_path):
+    """Under another name it would vote once more in terms in which it has voted."""
+    storage_with(tmp_path).close()
+    starting = Server(cli.parse(["-p", "0", "-name", "another", str(tmp_path)]), threading.Event(), pytest.fail)
+    try:
+        with pytest.raises(StartupError, match="are those of n1, not of another; a name cannot change"):
+            starting.start()
+    finally:
+        starting.stop()
+    with closing(Storage.open(str(tmp_path))) as storage:
+        assert storage.load().hard_state == HardState(7, "b")
 
 
 @pytest.mark.cluster

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from cluster import needs_strace
+from raftd import sqlitefile
 from raftd.errors import DamagedFiles, StartupError, StorageFailed
 from raftd.raft.configuration import NOBODY, Configuration, Member
 from raftd.raft.core import Base, Unsaved
@@ -127,6 +128,27 @@ def test_reopen_reads_what_is_on_the_disk(saved):
         assert len(storage.load().entries) == 10
         storage.save(unsaved(entries(1, first=11)))
         assert len(storage.load().entries) == 11
+
+
+def test_reopen_closes_the_connection_that_has_failed(saved):
+    """It would go on to show what the kernel has, and the disk perhaps never got."""
+    with opened(saved) as (storage, _):
+        failed = storage._connection
+        storage.reopen()
+        with pytest.raises(sqlite3.ProgrammingError):
+            failed.execute("SELECT 1")
+
+
+def test_what_is_found_at_the_start_is_brought_to_the_disk(saved, tmp_path_factory):
+    """It can be read, but was perhaps never synced: the server must not promise it again before it is in the main file."""
+    copy = tmp_path_factory.mktemp("copy") / "data"
+    crashed_copy(saved, copy)
+    with opened(copy) as (_, found):
+        assert len(found.entries) == 40 and (copy / "raft.db-wal").stat().st_size == 0
+        main_file_alone = tmp_path_factory.mktemp("alone")
+        shutil.copy(copy / "raft.db", main_file_alone)
+    with opened(main_file_alone) as (_, again):
+        assert again == found
 
 
 def test_the_log_is_written_ahead_and_synced_fully(tmp_path):
@@ -273,6 +295,15 @@ def test_an_interrupted_start_leaves_nothing_that_counts(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir() if "new" in path.name) == []
     (tmp_path / "raft.db").write_bytes(b"")
     assert "raft.db" in damage_of(tmp_path)
+
+
+def test_a_new_file_is_on_the_disk_before_it_has_its_name_and_so_is_the_name_before_it_counts(tmp_path, monkeypatch):
+    """Else a power cut leaves an empty file, or none, and with it a server that has forgotten what it promised."""
+    events, real_sync, real_replace = [], sqlitefile.sync, os.replace
+    monkeypatch.setattr(sqlitefile, "sync", lambda path: (events.append(f"sync {os.path.relpath(path, tmp_path)}"), real_sync(path)))
+    monkeypatch.setattr(os, "replace", lambda old, new: (events.append(f"rename {os.path.relpath(old, tmp_path)}"), real_replace(old, new)))
+    with opened(tmp_path, create=True):
+        assert events == ["sync raft.db.new", "rename raft.db.new", "sync ."]
 
 
 # Damage
