@@ -1,0 +1,11 @@
+"""Well-known mistakes, planted one at a time: what no check notices would not be noticed if somebody made it. See ``bin/mutants``."""
+
+from mutants.peers import PEERS
+from mutants.raft import RAFT
+from mutants.runtime import RUNTIME
+from mutants.state import STATE
+from mutants.storage import STORAGE
+from mutants.web import WEB
+
+ROOMS = (RAFT, STORAGE, STATE, RUNTIME, PEERS, WEB)
+CATALOGUE = tuple(mutant for room in ROOMS for mutant in room)

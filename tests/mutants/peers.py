@@ -1,0 +1,85 @@
+"""Bugs between servers: raftd/wire.py, transport.py."""
+
+from mutants.mutant import Edit, Mutant
+
+WIRE = "wire.py"
+TRANSPORT = "transport.py"
+
+WIRE_TESTS = "tests/test_wire.py::"
+TRANSPORT_TESTS = "tests/test_transport.py::"
+
+PEERS = (
+    Mutant(
+        "frame-checksum-not-checked",
+        "Bits that flip on the wire and pass TCP's checksum become entries.",
+        "Stone and Partridge, SIGCOMM 2000",
+        [Edit(WIRE, "if checksum != zlib.crc32(payload, zlib.crc32(_CHECKED.pack(kind, configuration_index))):", "if checksum is None:")],
+        [WIRE_TESTS + "test_any_flipped_bit_is_noticed"], quick=True),
+    Mutant(
+        "late-reply-taken-for-the-next",
+        "After a timeout the connection is used again, and the late reply is taken for that of another request.",
+        "faults of pipelined connections; section 5.3",
+        [Edit(TRANSPORT, """
+        except (OSError, ValueError, wire.WireError, Refusal) as error:  # ValueError: an address that cannot be one
+            self.close()
+""", """
+        except (OSError, ValueError, wire.WireError, Refusal) as error:  # ValueError: an address that cannot be one
+""")],
+        [TRANSPORT_TESTS + "test_after_a_timeout_a_late_reply_is_not_taken_for_the_next"], quick=True),
+    Mutant(
+        "reply-of-any-kind",
+        "A reply of another kind than the request asks for is taken.",
+        "a stale reply matched with another request",
+        [Edit(TRANSPORT, "if not isinstance(reply, wire.REPLIES[type(request)]):", "if False:")],
+        [TRANSPORT_TESTS + "test_a_reply_of_another_kind_is_no_reply"]),
+    Mutant(
+        "any-protocol",
+        "A peer that speaks another version of the protocol is heard.",
+        "version skew",
+        [Edit(TRANSPORT, 'if fields.get("upgrade") != wire.PROTOCOL:', "if False:")],
+        [TRANSPORT_TESTS + "test_another_protocol_is_refused_by_name"]),
+    Mutant(
+        "old-connection-stays",
+        "A peer that connects again is served on both connections, and what is left in the first still counts.",
+        "reordered requests: section 5.3 expects them, memory does not",
+        [Edit(TRANSPORT, """
+        elif old:
+            _shut_down(old)
+""", "")],
+        [TRANSPORT_TESTS + "test_a_second_connection_of_a_lane_replaces_the_first"]),
+    Mutant(
+        "terms-out-of-order-accepted",
+        "Entries whose terms fall are taken into the log.",
+        "Log Matching; terms in a log never decrease",
+        [Edit(WIRE, "if len(command) != length or not last_term <= entry_term <= term:", "if len(command) != length:")],
+        [WIRE_TESTS + "test_terms_out_of_order_are_refused"]),
+    Mutant(
+        "unknown-entry-taken",
+        "An entry of a kind that a later raftd has is taken into the log, and skipped.",
+        "version skew",
+        [Edit(WIRE, "if kind not in (NOOP, COMMAND, CONFIGURATION):", "if kind is None:")],
+        [WIRE_TESTS + "test_an_entry_of_a_kind_that_is_not_known_is_refused"]),
+    Mutant(
+        "unreadable-members-taken",
+        "A configuration that cannot be read is taken into the log, and fails when it must count.",
+        "hostile or damaged input",
+        [Edit(WIRE, """
+        if kind == CONFIGURATION:
+            Configuration.decode(command)""", """
+        if False:
+            Configuration.decode(command)""")],
+        [WIRE_TESTS + "test_a_membership_that_cannot_be_read_is_refused"]),
+    Mutant(
+        "huge-numbers-accepted",
+        "Terms and indexes that the log file cannot hold are taken.",
+        "hostile input: a term of 2^63",
+        [Edit(WIRE, "if value > MAX_NUMBER:", "if False:")],
+        [WIRE_TESTS + "test_huge_numbers_are_refused"]),
+    Mutant(
+        "cut-entry-taken",
+        "An entry that is cut short is taken with what is there of its command.",
+        "hostile or damaged input",
+        [Edit(WIRE, "if len(command) != length or not last_term <= entry_term <= term:", "if not last_term <= entry_term <= term:"),
+         Edit(WIRE, "if position != len(payload) or max(", "if max(")],
+        [WIRE_TESTS + "test_a_truncated_payload_is_refused_even_with_a_good_checksum"]),
+)

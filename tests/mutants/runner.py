@@ -1,0 +1,182 @@
+"""Plants each bug in a copy of the tree and runs the checks that should see it. Never touches the tree itself."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+from mutants.mutant import RuleError
+
+LEAST_LIMIT_SECONDS = 100.0  # what a check may take, at the least; else so many times what it takes without the bug:
+LIMIT_FACTOR = 10
+_NOT_COPIED = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "data")
+
+# What a check can come to. Only "red" is a test that failed by an assertion or an error of its own.
+GREEN, RED, TIMED_OUT, BROKEN = "green", "red", "timed out", "broken"
+# What becomes of a mutant. All but the first are a failure: of a check, or of the catalogue.
+KILLED, SURVIVED, NO_RULE, NO_CHECK = "killed", "survived", "no rule", "no check"
+
+_PYTEST = ["-m", "pytest", "-q", "-x", "--tb=short", "-rfE", "--color=no", "-p", "no:cacheprovider"]
+_FAILURE = re.compile(r"^(?:FAILED|ERROR) (\S.*?)(?: - (.*))?$", re.M)  # of pytest's summary
+_VIOLATION = re.compile(r"^(seed \d+): (.*)$", re.M)  # of bin/simulate
+
+
+class Outcome(NamedTuple):
+    """Of one run of a check: what it came to, and by which test and line."""
+
+    kind: str
+    detail: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a mutant, and why."""
+
+    mutant: object
+    kind: str
+    detail: str
+    seconds: float
+
+
+class Runner:
+    """Judges mutants of the tree at *root*, *jobs* at a time. With *every*, each check of a mutant must see it, else one is enough."""
+
+    def __init__(self, root, jobs, every=False, least_limit_seconds=LEAST_LIMIT_SECONDS):
+        self._root, self._jobs, self._every, self._least_limit_seconds = Path(root), jobs, every, least_limit_seconds
+        self._running, self._lock = set(), threading.Lock()
+        self._baseline = {}
+
+    def run(self, mutants):
+        """A Verdict for each of *mutants*, in order, as they come."""
+        checks = list(dict.fromkeys(check for mutant in mutants for check in mutant.checks))
+        with TemporaryDirectory(prefix="raftd-mutants-") as scratch, self._pool() as pool:
+            tree = self._copy(scratch)
+            outcomes = pool.map(lambda check: self._check(check, tree, self._least_limit_seconds), checks)
+            self._baseline = dict(zip(checks, outcomes, strict=True))
+            yield from pool.map(lambda mutant: self._judge(mutant, scratch), mutants)
+
+    @contextmanager
+    def _pool(self):
+        """Threads, which end, with the processes they wait for, also when the caller is interrupted."""
+        pool = ThreadPoolExecutor(self._jobs)
+        try:
+            yield pool
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+            with self._lock:
+                for process in self._running:
+                    _end(process)
+            pool.shutdown()
+
+    def _copy(self, directory):
+        return Path(shutil.copytree(self._root, Path(directory, "raftd"), ignore=_NOT_COPIED))
+
+    def _judge(self, mutant, scratch):
+        unsound = {check: self._baseline[check] for check in mutant.checks if self._baseline[check].kind != GREEN}
+        for check, outcome in unsound.items():
+            return Verdict(mutant, NO_CHECK, f"{check} is {outcome.kind} without the bug: {outcome.detail}", outcome.seconds)
+        try:
+            texts = mutant.edited(self._root)
+        except RuleError as error:
+            return Verdict(mutant, NO_RULE, str(error), 0.0)
+        with TemporaryDirectory(dir=scratch) as directory:
+            tree = self._copy(directory)
+            for path, text in texts.items():
+                (tree / path).write_text(text)
+            return self._verdict(mutant, tree)
+
+    def _verdict(self, mutant, tree):
+        outcomes = []
+        for check in mutant.checks:
+            limit = max(self._least_limit_seconds, LIMIT_FACTOR * self._baseline[check].seconds)
+            outcomes.append(self._check(check, tree, limit))
+            if outcomes[-1].kind == RED and not self._every:
+                break
+        seconds = sum(outcome.seconds for outcome in outcomes)
+        red = [outcome for outcome in outcomes if outcome.kind == RED]
+        if red and (len(red) == len(outcomes) or not self._every):
+            return Verdict(mutant, KILLED, red[-1].detail, seconds)
+        other = next((outcome for outcome in outcomes if outcome.kind not in (RED, GREEN)), None)
+        if other:
+            return Verdict(mutant, other.kind, other.detail, seconds)
+        green = [check for check, outcome in zip(mutant.checks, outcomes, strict=True) if outcome.kind == GREEN]
+        return Verdict(mutant, SURVIVED, ", ".join(green), seconds)
+
+    def _check(self, check, tree, limit_seconds):
+        """The Outcome of *check* in *tree*."""
+        with TemporaryDirectory(dir=tree.parent) as directory:
+            began, output = time.monotonic(), Path(directory, "output")
+            words = check.split() if check.startswith("bin/") else [*_PYTEST, f"--basetemp={directory}/t", check]
+            status = self._execute([sys.executable, *words], tree, directory, output, limit_seconds)
+            seconds, text = time.monotonic() - began, output.read_text(errors="replace")
+        if status is None:
+            return Outcome(TIMED_OUT, f"{check} had not ended after {limit_seconds:.0f} s", seconds)
+        found = _violation(status, text) if check.startswith("bin/") else _failure(status, text)
+        return Outcome(*found, seconds)
+
+    def _execute(self, command, tree, directory, output, limit_seconds):
+        """The exit status of *command*; None if it had to be ended. All that it has started ends with it."""
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "PYTHON"))}
+        environment |= {"COLUMNS": "2000", "TMPDIR": directory}
+        with output.open("w") as file:
+            process = subprocess.Popen(command, cwd=tree, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file,
+                                       start_new_session=True)
+        with self._lock:
+            self._running.add(process)
+        try:
+            return process.wait(limit_seconds)
+        except subprocess.TimeoutExpired:
+            _end(process)
+            process.wait()
+            return None
+        finally:
+            with self._lock:
+                self._running.discard(process)
+            _end_all_of(directory)
+
+
+def _failure(status, text):
+    """(kind, detail) of a run of pytest."""
+    match status, _FAILURE.search(text), text.strip().rpartition("\n")[2]:
+        case 1, found, _ if "from pytest-timeout" in text or "+++ Timeout +++" in text:
+            return TIMED_OUT, found[0] if found else "ended by pytest-timeout"
+        case 1, found, _ if found:
+            return RED, f"{found[1]}: {found[2] or 'failed'}"
+        case 0, _, summary if " passed" in summary and " skipped" not in summary:
+            return GREEN, summary
+        case _, _, summary:
+            error = re.search(r"^ERROR.*$", text, re.M)
+            return BROKEN, f"exit status {status}: {error[0] if error else summary}"
+
+
+def _violation(status, text):
+    """(kind, detail) of a run of bin/simulate."""
+    found = _VIOLATION.search(text)
+    if status == 1 and found:
+        return RED, f"{found[1]}: {found[2]}"
+    return (GREEN if status == 0 else BROKEN), f"exit status {status}: {text.strip().rpartition(chr(10))[2]}"
+
+
+def _end(process):
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def _end_all_of(directory):
+    """End what a check has left behind: servers have sessions of their own, but all that it starts has this TMPDIR."""
+    mark = b"\0TMPDIR=" + os.fsencode(directory) + b"\0"
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):
+            if mark in b"\0" + path.read_bytes() + b"\0":
+                os.kill(int(path.parent.name), signal.SIGKILL)

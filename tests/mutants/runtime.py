@@ -1,0 +1,255 @@
+"""Bugs in what runs the algorithm: raftd/node.py, membership.py, server.py."""
+
+from mutants.mutant import Edit, Mutant
+
+NODE = "node.py"
+MEMBERSHIP = "membership.py"
+SERVER = "server.py"
+
+TESTS = "tests/test_node.py::"
+MEMBER_TESTS = "tests/test_membership.py::"
+RECOVERY = "tests/test_recovery.py::"
+CLUSTER = "tests/test_cluster_membership.py::"
+SIMULATION = "bin/simulate --seeds 50"
+
+RUNTIME = (
+    Mutant(
+        "state-ahead-of-its-log-accepted",
+        "At the start the two files are not compared: one of them may have lost what the other relies on.",
+        "SQLite drops a damaged tail of its WAL without a word; etcd 13766",
+        [Edit(NODE, "if not agrees and not (was_installed and position.index > base.index):", "if False:")],
+        [TESTS + "test_a_state_ahead_of_its_log_is_refused"], quick=True),
+    Mutant(
+        "state-of-another-cluster-accepted",
+        "At the start only index and term of the state are compared with the log: that of another cluster fits by chance.",
+        "the original raftd; a file that was exchanged",
+        [Edit(NODE, """
+    agrees = raft_log.term_at(position.index) == position.term and (
+        position.index == 0 or configurations.at(position.index)[1].encode() == position.configuration)
+""", """
+    agrees = raft_log.term_at(position.index) == position.term
+""")],
+        [TESTS + "test_a_state_that_was_reached_with_other_members_is_refused"]),
+    Mutant(
+        "entries-skipped-after-a-restart",
+        "After a restart all that is in the log counts as applied.",
+        "etcd 13766",
+        [Edit(NODE, "applied = position.index if agrees else base.index", "applied = raft_log.last_index")],
+        [TESTS + "test_a_state_that_is_older_than_its_log_is_brought_up_by_the_log", SIMULATION]),
+    Mutant(
+        "answered-when-appended",
+        "A write is answered when it is in the leader's log, not when it is committed.",
+        "section 5.3; the original raftd",
+        [Edit(NODE, """
+        self._waiting_bytes += size
+        return future
+""", """
+        self._waiting_bytes += size
+        _resolve(future, Applied(entry.index, None))
+        return future
+""")],
+        [TESTS + "test_a_write_is_applied_on_all_in_order_and_answers_what_the_machine_said",
+         TESTS + "test_a_write_that_is_not_committed_in_time_says_perhaps"], quick=True),
+    Mutant(
+        "answered-by-another-entry",
+        "A write is answered as done when any entry is committed at its index.",
+        "section 8; Redis-Raft",
+        [Edit(NODE, "if proposal.term == entry.term:", "if proposal:")],
+        [TESTS + "test_an_entry_that_is_overwritten_is_certainly_not_applied"], quick=True),
+    Mutant(
+        "discarded-though-it-may-commit",
+        "A leader that steps down says of what waits that it certainly is not applied.",
+        "hashicorp/raft 561; Redis-Raft: aborted reads",
+        [Edit(NODE,
+              'self._fail_proposals_locked(LeadershipLost(f"this node leads no longer: {self._raft.reason}"))',
+              'self._fail_proposals_locked(Discarded(f"this node leads no longer: {self._raft.reason}"))')],
+        [TESTS + "test_a_leader_that_is_cut_off_fails_what_waits"], quick=True),
+    Mutant(
+        "failed-save-retried",
+        "After a save failed the node goes on as if it had been done.",
+        "goraft, `w.Flush()`; Rebello et al., ATC 2020",
+        [Edit(NODE, """
+                if not self._recover(error):
+                    return
+                continue
+""", """
+                log.error("the log cannot be written error=%s", error)
+""")],
+        [TESTS + "test_a_failed_save_fails_the_write_and_the_node_comes_back_by_itself"], quick=True),
+    Mutant(
+        "failed-save-not-reopened",
+        "After a save failed the same file is read again through the same connection.",
+        "fsyncgate (PostgreSQL 2018); Rebello et al., ATC 2020",
+        [Edit(NODE, """
+                self._storage.reopen()
+                saved = self._storage.load()
+""", """
+                saved = self._storage.load()
+""")],
+        [TESTS + "test_a_failed_save_fails_the_write_and_the_node_comes_back_by_itself"]),
+    Mutant(
+        "answers-while-its-disk-fails",
+        "A node whose log cannot be written goes on to answer its peers.",
+        "Rebello et al., ATC 2020",
+        [Edit(NODE, """
+            if self._stopping.is_set() or self._silent:
+                raise Refusal(""", """
+            if self._stopping.is_set():
+                raise Refusal(""")],
+        [TESTS + "test_a_leader_whose_log_fails_is_silent_and_another_leads"]),
+    Mutant(
+        "state-told-newer-members",
+        "The state is told the newest members, not those at its index: the next start takes that for damage.",
+        "RedisLabs/raft 49: a snapshot with the wrong configuration",
+        [Edit(NODE,
+              "self._raft.configurations.at(entries[-1].index)[1].encode() if entries else None",
+              "self._raft.configuration.encode() if entries else None")],
+        [TESTS + "test_the_state_machine_is_told_the_members_at_its_index_and_no_newer_ones"]),
+    Mutant(
+        "read-before-applied",
+        "A linearizable read is answered when the leader is confirmed, not when what it must see is applied.",
+        "rqlite PR 1944; thesis 6.4",
+        [Edit(NODE, "self._wake_when_applied_locked(read.index, read.context)", "_resolve(read.context, read.index)"),
+         Edit(NODE, """
+        if min_index:
+            self._wait_until_applied(min_index, deadline)
+""", "")],
+        [TESTS + "test_a_linearizable_read_anywhere_sees_every_answered_write",
+         TESTS + "test_min_index_waits_until_that_entry_is_applied_here"]),
+    Mutant(
+        "submitted-read-before-applied",
+        "Who waits for a read by a future is told so before what it must see is applied.",
+        "rqlite PR 1944; thesis 6.4",
+        [Edit(NODE, "self._wake_when_applied_locked(read.index, read.context)", "_resolve(read.context, read.index)")],
+        [TESTS + "test_a_read_that_nobody_waits_for_may_be_answered_once_what_it_must_see_is_applied"]),
+    Mutant(
+        "min-index-ignored",
+        "A read with min_index does not wait for it.",
+        "the contract: read your own writes on any node",
+        [Edit(NODE, """
+        if min_index:
+            self._wait_until_applied(min_index, deadline)
+""", "")],
+        [TESTS + "test_min_index_waits_until_that_entry_is_applied_here"]),
+    Mutant(
+        "ready-while-it-replays",
+        "A node that lacks what was committed when it came back says that it is ready.",
+        "rqlite PR 1944; etcd 3879",
+        [Edit(NODE, "if raft.last_applied < max(self._catch_up_to, known_commit - MAX_READY_LAG):", "if False:")],
+        [TESTS + "test_a_node_is_ready_once_it_has_what_was_committed_when_it_came_back"]),
+    Mutant(
+        "compacted-up-to-what-is-applied",
+        "The log forgets what is applied, whatever the state machine says is on its disk.",
+        "section 7; canonical/raft 199",
+        [Edit(NODE, "self._raft.compact(durable_index, self", "self._raft.compact(self._raft.last_applied, self")],
+        [TESTS + "test_the_log_keeps_what_the_state_machine_does_not_have_on_its_disk"]),
+    Mutant(
+        "log-follows-a-state-that-may-go",
+        "After a snapshot the log begins where the state stands before that is surely on the disk.",
+        "etcd 6368; canonical/raft 199",
+        [Edit(NODE, "if self._state_machine.checkpoint() < position.index:", "if False:")],
+        [TESTS + "test_a_snapshot_is_installed_once_it_is_surely_on_disk"]),
+    Mutant(
+        "stranger-admitted",
+        "Whoever connects is a peer: a removed server raises the term, or installs its state.",
+        "thesis 4.2.3; the original raftd",
+        [Edit(NODE, "if configuration_index <= known and not any(sender in them for them in members):", "if False:")],
+        [TESTS + "test_strangers_and_impossible_terms_are_refused"], quick=True),
+    Mutant(
+        "terms-can-be-used-up",
+        "One message with a huge term bricks the cluster.",
+        "hostile peers: a term of 2^63",
+        [Edit(NODE, "if request.term > self._raft.term + MAX_TERM_STEP:", "if False:")],
+        [TESTS + "test_strangers_and_impossible_terms_are_refused"]),
+    Mutant(
+        "joins-as-a-voter",
+        "A new server has a vote before it has anything of the log: one that is not there costs the majority.",
+        "thesis 4.2.1",
+        [Edit(MEMBERSHIP, """
+        return None
+    return configuration.with_member(replace(newcomer, voter=bool(known and known.voter)))
+""", """
+        return None
+    return configuration.with_member(replace(newcomer, voter=True))
+""")],
+        [MEMBER_TESTS + "test_a_learner_that_stays_behind_is_reported_as_still_at_work"]),
+    Mutant(
+        "promoted-before-it-has-caught-up",
+        "A learner becomes a voter at once.",
+        "thesis 4.2.1",
+        [Edit(MEMBERSHIP, """
+            _wait_until_caught_up(node, newcomer, deadline)
+""", "")],
+        [MEMBER_TESTS + "test_a_learner_that_stays_behind_is_reported_as_still_at_work"]),
+    Mutant(
+        "namesake-promoted",
+        "Another server under the name of a learner becomes a voter with the learner's progress.",
+        "a wiped server under an old name is another server; etcd's member ids",
+        [Edit(MEMBERSHIP, "if known is None or known.id != newcomer.id:", "if known is None:")],
+        [MEMBER_TESTS + "test_only_the_server_that_asked_is_promoted"]),
+    Mutant(
+        "wiped-member-taken-back",
+        "A server that has lost its files joins under its old name, and votes again in terms in which it has voted.",
+        "etcd's member ids; section 5.2",
+        [Edit(MEMBERSHIP, """
+    if known and known.id != newcomer.id:
+        raise BadRequest(""", """
+    if False:
+        raise BadRequest(""")],
+        [MEMBER_TESTS + "test_of_two_servers_with_one_name_that_join_together_one_becomes_a_member"]),
+    Mutant(
+        "last-voter-removed",
+        "The last voter can be removed: nobody can ever commit again.",
+        "thesis 4.2.2",
+        [Edit(MEMBERSHIP, "if configuration.voters == [name]:", "if False:")],
+        [CLUSTER + "test_the_last_voter_cannot_be_removed"]),
+    Mutant(
+        "server-of-another-cluster-joins",
+        "A server that belongs to another cluster is taken in.",
+        "etcd's cluster id",
+        [Edit(MEMBERSHIP, 'if identity["cluster"] != node.cluster:', "if False:")],
+        [CLUSTER + "test_a_join_of_a_server_of_another_cluster_is_refused"]),
+    Mutant(
+        "change-decided-by-an-uncommitted-one",
+        "A change is reported as needless because of one that may still be rolled back.",
+        "thesis 4.1",
+        [Edit(NODE,
+              "return raft.configurations.latest_index <= raft.commit_index and raft.commit_index >= raft.role.first_index",
+              "return True")],
+        [MEMBER_TESTS + "test_what_is_not_committed_is_not_reported_as_done"]),
+    Mutant(
+        "other-cluster-connects",
+        "A peer of another cluster is heard.",
+        "etcd's cluster id; the original raftd",
+        [Edit(SERVER, 'if fields.get("raft-cluster") != identity["cluster"]:', "if False:")],
+        [CLUSTER + "test_a_stranger_is_refused_and_changes_nothing[another cluster]"]),
+    Mutant(
+        "meant-for-another-server",
+        "A server answers what is meant for one with other files at the same address.",
+        "a wiped server; etcd's member ids",
+        [Edit(SERVER, 'if (fields.get("raft-to"), fields.get("raft-to-id")) != (identity["name"], identity["id"]):', "if False:")],
+        [CLUSTER + "test_a_stranger_is_refused_and_changes_nothing[for other files]"]),
+    Mutant(
+        "orphans-taken-for-a-new-server",
+        "A directory whose log is gone, but whose state is there, becomes a new server.",
+        'lost files; SQLite, "how to corrupt", 1.4',
+        [Edit(SERVER, """
+                if self.is_new:
+                    self._check_empty()
+""", "")],
+        [RECOVERY + "test_files_without_their_log_are_refused_in_one_line"]),
+    Mutant(
+        "files-of-another-server",
+        "A server starts under another name on files that are not its own.",
+        "data directory of another node",
+        [Edit(SERVER, "if options.name not in (None, identity.name):", "if False:")],
+        [RECOVERY + "test_the_files_of_another_server_are_refused"]),
+    Mutant(
+        "keys-never-verified",
+        "Nobody reads the state as a whole: a key whose bytes have changed on the disk looks missing.",
+        "SQLite: of 600 flipped bits 432 gave wrong rows",
+        [Edit(SERVER, """
+        self._run("state-check", self._verify_state, state)
+""", "")],
+        [RECOVERY + "test_a_key_that_changed_on_the_disk_ends_the_server"]),
+)

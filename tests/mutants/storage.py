@@ -1,0 +1,221 @@
+"""Bugs in what a server must not forget: raft.db, in raftd/storage.py and raftd/sqlitefile.py."""
+
+from mutants.mutant import Edit, Mutant
+
+STORE = "storage.py"
+FILES = "sqlitefile.py"
+
+TESTS = "tests/test_storage.py::"
+RECOVERY = "tests/test_recovery.py::"
+STATE_TESTS = "tests/test_kv_store.py::"
+
+STORAGE = (
+    Mutant(
+        "log-synced-normally",
+        "The log is not synced at each commit: a power cut takes back what was acknowledged.",
+        "SQLite's documentation of WAL with synchronous=NORMAL; etcd 14370",
+        [Edit(STORE, '"PRAGMA synchronous = FULL"', '"PRAGMA synchronous = NORMAL"'),
+         Edit(STORE, '("wal", 2)', '("wal", 1)')],
+        [TESTS + "test_the_log_is_written_ahead_and_synced_fully",
+         TESTS + "test_every_save_reaches_the_disk_before_it_returns"], quick=True),
+    Mutant(
+        "log-never-synced",
+        "SQLite is told not to sync the log at all.",
+        "the original raftd, which answered before any sync",
+        [Edit(STORE, '"PRAGMA synchronous = FULL"', '"PRAGMA synchronous = OFF"'),
+         Edit(STORE, '("wal", 2)', '("wal", 0)')],
+        [TESTS + "test_the_log_is_written_ahead_and_synced_fully", TESTS + "test_every_save_reaches_the_disk_before_it_returns"]),
+    Mutant(
+        "new-log-renamed-before-synced",
+        "A new raft.db gets its name before its bytes are on the disk.",
+        "ALICE (Pillai et al., OSDI 2014); etcd 6368",
+        [Edit(STORE, """
+            sqlitefile.sync(draft)
+""", "")],
+        [TESTS + "test_a_new_file_is_on_the_disk_before_it_has_its_name_and_so_is_the_name_before_it_counts"]),
+    Mutant(
+        "new-log-without-its-name-on-disk",
+        "The directory is not synced after the rename: after a power cut a server has no log.",
+        "ALICE (Pillai et al., OSDI 2014); etcd 6368; goraftd's name file",
+        [Edit(STORE, """
+            os.replace(draft, path)
+            sqlitefile.sync_directory(path)
+""", """
+            os.replace(draft, path)
+""")],
+        [TESTS + "test_a_new_file_is_on_the_disk_before_it_has_its_name_and_so_is_the_name_before_it_counts"]),
+    Mutant(
+        "new-log-made-in-place",
+        "A new raft.db is made under its own name: a crash leaves half a server.",
+        "goraftd's name file",
+        [Edit(STORE, 'draft, encoded = f"{path}.new", configuration.encode()', "draft, encoded = path, configuration.encode()")],
+        [TESTS + "test_an_interrupted_start_leaves_nothing_that_counts"]),
+    Mutant(
+        "save-swallows-errors",
+        "A save that failed is taken for done: acknowledged, and not stored.",
+        "goraft, `w.Flush()`",
+        [Edit(STORE, """
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            raise
+""", """
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+""")],
+        [TESTS + "test_a_save_is_all_or_nothing", RECOVERY + "test_the_same_log_is_opened_again_after_a_failed_save"], quick=True),
+    Mutant(
+        "vote-and-entries-in-two-transactions",
+        "Term and vote are committed before the entries of the same save.",
+        "one transaction per save",
+        [Edit(STORE, """
+                        (*unsaved.hard_state, _hard_state_checksum(*unsaved.hard_state)))
+""", """
+                        (*unsaved.hard_state, _hard_state_checksum(*unsaved.hard_state)))
+                execute("COMMIT")
+                execute("BEGIN IMMEDIATE")
+""")],
+        [TESTS + "test_a_save_is_all_or_nothing"]),
+    Mutant(
+        "conflict-leaves-old-rows",
+        "Entries that a conflict removed stay on the disk, and are back after a restart.",
+        "Figure 2, AppendEntries, 3",
+        [Edit(STORE,
+              'execute("DELETE FROM log WHERE log_index >= ?", (unsaved.log_from,))',
+              'execute("DELETE FROM log WHERE log_index BETWEEN ? AND ?", (unsaved.log_from, unsaved.last_index))')],
+        [TESTS + "test_a_conflict_replaces_rows"], quick=True),
+    Mutant(
+        "compaction-leaves-a-gap",
+        "Compaction removes rows, and does not say that the log begins later.",
+        "canonical/raft 199",
+        [Edit(STORE, """
+                execute("UPDATE base SET log_index = ?, term = ?, configuration = ?, checksum = ?",
+                        (index, term, encoded, _checksum(index, term, data=encoded)))
+""", "")],
+        [TESTS + "test_compaction_moves_the_beginning"]),
+    Mutant(
+        "compaction-loses-the-members",
+        "The log on disk begins with the members that it began with at first.",
+        "RedisLabs/raft 49",
+        [Edit(STORE, """
+                execute("UPDATE base SET log_index = ?, term = ?, configuration = ?, checksum = ?",
+                        (index, term, encoded, _checksum(index, term, data=encoded)))
+""", """
+                encoded = self._load_base().configuration.encode()
+                execute("UPDATE base SET log_index = ?, term = ?, configuration = ?, checksum = ?",
+                        (index, term, encoded, _checksum(index, term, data=encoded)))
+""")],
+        [TESTS + "test_compaction_moves_the_beginning"]),
+    Mutant(
+        "entry-checksum-not-checked",
+        "An entry whose bytes have changed on the disk is applied as it is.",
+        "Protocol-Aware Recovery (Alagappan et al., FAST 2018); SQLite does not notice flipped bits",
+        [Edit(STORE, "if checksum != _checksum(index, term, kind, data=command):", "if checksum is None:")],
+        [TESTS + "test_changed_rows_are_refused_by_name", TESTS + "test_flipped_bytes_never_become_entries"], quick=True),
+    Mutant(
+        "damaged-entry-ends-the-log",
+        "At a damaged entry the log is taken to end: what was acknowledged after it is gone.",
+        "goraft, `Log.open`; ROCm/spur PR 414; Protocol-Aware Recovery",
+        [Edit(STORE, 'self._damaged(f"entry {index} of the log does not match its checksum")', "break")],
+        [TESTS + "test_changed_rows_are_refused_by_name", TESTS + "test_flipped_bytes_never_become_entries"]),
+    Mutant(
+        "gap-in-the-log-not-noticed",
+        "A row that is missing shifts all that follow it.",
+        "Log Matching: a log is contiguous",
+        [Edit(STORE, "if index != base_index + len(entries) + 1:", "if index is None:")],
+        [TESTS + "test_changed_rows_are_refused_by_name"]),
+    Mutant(
+        "vote-checksum-not-checked",
+        "A bit that flips in term or vote lets a server vote twice.",
+        "Protocol-Aware Recovery",
+        [Edit(STORE, "if checksum != _hard_state_checksum(term, voted_for):", "if checksum is None:")],
+        [TESTS + "test_changed_rows_are_refused_by_name"]),
+    Mutant(
+        "identity-not-checked",
+        "A bit that flips in a server's name makes two servers of one name.",
+        "Protocol-Aware Recovery",
+        [Edit(STORE,
+              "if len(rows) != 1 or _identity_checksum(identity := Identity(*map(str, rows[0][:3]))) != rows[0][3]:",
+              "if len(rows) != 1 or not (identity := Identity(*map(str, rows[0][:3]))):")],
+        [TESTS + "test_changed_rows_are_refused_by_name"]),
+    Mutant(
+        "lost-tail-of-the-wal-not-noticed",
+        "SQLite forgets what comes after a damaged frame of its write-ahead log, and nobody looks.",
+        "walformat of SQLite: of 600 flipped bits 596 dropped what was committed",
+        [Edit(STORE, """
+            sqlitefile.check_wal(path)
+""", "")],
+        [TESTS + "test_flipped_bits_in_the_write_ahead_log_take_nothing_back"], quick=True),
+    Mutant(
+        "two-processes-on-one-path",
+        "A second process opens the same directory.",
+        "the original raftd",
+        [Edit(STORE, "fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass")],
+        [TESTS + "test_a_second_process_is_kept_out"]),
+    Mutant(
+        "writes-into-a-removed-file",
+        "SQLite goes on to acknowledge writes into a file that has no name any more.",
+        'SQLite, "how to corrupt", 4.2',
+        [Edit(STORE, "return _file_ids(self.path) == self._file_ids", "return True")],
+        [TESTS + "test_a_file_removed_while_it_is_open_is_noticed"]),
+    Mutant(
+        "older-copy-opened-again",
+        "After a failed save another file is opened under the same name: it may have forgotten a vote.",
+        "restored backups: etcd's documentation of disaster recovery",
+        [Edit(STORE, "if again._file_ids[0] != before[0]:", "if False:")],
+        [RECOVERY + "test_a_log_that_was_exchanged_is_not_opened_again"]),
+    Mutant(
+        "failed-save-believed-at-the-second-try",
+        "After a failed sync the same connection goes on: what the kernel has dropped can still be read.",
+        "fsyncgate (PostgreSQL 2018); Rebello et al., ATC 2020",
+        [Edit(STORE, """
+        self._connection.close()
+        again = self.open(os.path.dirname(self.path))
+""", """
+        again = self
+"""),
+         Edit(STORE, """
+        before, self._file_ids = self._file_ids, again._file_ids
+        self._connection, self._last_index = again._connection, again._last_index
+""", """
+        before = self._file_ids
+""")],
+        [TESTS + "test_reopen_closes_the_connection_that_has_failed"]),
+    Mutant(
+        "what-is-found-is-not-synced",
+        "At the start the log is read, but what the kernel alone may have is not brought to the disk.",
+        "fsyncgate (PostgreSQL 2018); Rebello et al., ATC 2020",
+        [Edit(STORE, """
+                busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                if busy:
+                    raise StorageFailed(f"{path}: another program has it open")
+""", "")],
+        [TESTS + "test_what_is_found_at_the_start_is_brought_to_the_disk"]),
+    Mutant(
+        "error-taken-for-absence",
+        "A disk that cannot say whether there is a log is taken for an empty one: a new server is made.",
+        "os.path.exists answers False to any error",
+        [Edit(FILES, """
+    except FileNotFoundError:
+        return False
+    return True
+""", """
+    except OSError:
+        return False
+    return True
+""")],
+        [TESTS + "test_an_error_is_no_absence"]),
+    Mutant(
+        "foreign-file-taken",
+        "A file of another program, or of a later format, is opened as a log.",
+        "section 5.1 of the contract: formats carry a version",
+        [Edit(STORE, """
+            sqlitefile.check_header(path, APPLICATION_ID, FORMAT)
+""", "")],
+        [TESTS + "test_a_foreign_file_is_refused", TESTS + "test_an_unknown_format_is_refused_by_its_number"]),
+    Mutant(
+        "directory-sync-is-none",
+        "Syncing a directory does nothing.",
+        "ALICE (Pillai et al., OSDI 2014)",
+        [Edit(FILES, "sync(os.path.dirname(path))", "os.path.dirname(path)")],
+        [STATE_TESTS + "test_when_the_name_changes_the_old_wal_is_gone_for_good"]),
+)

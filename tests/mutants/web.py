@@ -1,0 +1,130 @@
+"""Bugs in what clients are told: raftd/web, lane.py, errors.py."""
+
+from mutants.mutant import Edit, Mutant
+
+DB = "web/db.py"
+PARAMETERS = "web/parameters.py"
+ANSWERS = "web/answers.py"
+LANE = "lane.py"
+ERRORS = "errors.py"
+
+TESTS = "tests/test_web.py::"
+LANE_TESTS = "tests/test_lane.py::"
+
+WEB = (
+    Mutant(
+        "lane-reads-stale",
+        "A plain read is answered with what is here, without asking the leader.",
+        "etcd 0.4.1 and Consul (Jepsen 2014)",
+        [Edit(LANE,
+              "self._wait_for(_NOTHING if level else self._node.submit_read(), channel, key)",
+              "self._wait_for(_NOTHING, channel, key)")],
+        [LANE_TESTS + "test_a_read_is_answered_as_flask_answers_it"], quick=True),
+    Mutant(
+        "lane-answers-a-failed-read",
+        "A read whose leader was deposed is answered with what is here.",
+        "thesis 6.4",
+        [Edit(LANE, "elif future.result() and not self._node.is_installing:", "elif not self._node.is_installing:")],
+        [LANE_TESTS + "test_a_read_without_a_leader_goes_to_flask_which_waits_for_one"]),
+    Mutant(
+        "lane-ignores-conditions",
+        "A write with If-Match takes the fast way, which does not look at it.",
+        "compare-and-set",
+        [Edit(LANE, '"EXPECT", "IF_MATCH", "IF_NONE_MATCH",', '"EXPECT",')],
+        [LANE_TESTS + "test_a_request_with_an_unusual_header_goes_to_flask"], quick=True),
+    Mutant(
+        "lane-forgets-the-idempotency-key",
+        "A write with Idempotency-Key takes the fast way, which would apply it twice.",
+        "FoundationDB, commit_unknown_result",
+        [Edit(LANE, """
+"IDEMPOTENCY_KEY", """, "")],
+        [LANE_TESTS + "test_a_request_with_an_unusual_header_goes_to_flask"]),
+    Mutant(
+        "lane-writes-at-any-level",
+        "A plain write with level=stale in its query is taken, and answered as if that meant something.",
+        "the contract: what is not understood is refused",
+        [Edit(LANE, "if level is None and request.command in _WRITES:", "if request.command in _WRITES:")],
+        [LANE_TESTS + "test_a_write_has_no_level"]),
+    Mutant(
+        "condition-evaluated-at-proposal",
+        "A condition is looked at when the write arrives, not when it is applied: two writers both win.",
+        "compare-and-set; etcd 3-way races; Jepsen, passim",
+        [Edit(DB, """
+    return _outcome_answer(node.propose(encode(command), how["timeout"]))
+""", """
+    found = node.read(Get(command.key))
+    if not command.conditions.hold(found.modified_index):
+        raise PreconditionFailed("a condition does not hold")
+    command = command._replace(conditions=type(command.conditions)())
+    return _outcome_answer(node.propose(encode(command), how["timeout"]))
+""")],
+        [TESTS + "test_conditions_reach_the_command"], quick=True),
+    Mutant(
+        "put-ignores-conditions",
+        "POST and PUT do not look at If-Match.",
+        "compare-and-set",
+        [Edit(DB, "return _write(Set(key_of(key), value_of_body(), conditions()))", "return _write(Set(key_of(key), value_of_body()))")],
+        [TESTS + "test_conditions_reach_the_command"]),
+    Mutant(
+        "weak-tags-match",
+        "A weak tag is good enough for If-Match.",
+        "RFC 9110, section 13.1.1",
+        [Edit(PARAMETERS, '_entity_tags("If-Match", weak_too=False)', '_entity_tags("If-Match", weak_too=True)')],
+        [TESTS + "test_a_weak_tag_says_which_version_a_client_has_but_not_its_bytes"]),
+    Mutant(
+        "etag-of-the-state",
+        "A value's ETag is the index of the state it was read from: it changes with every other write, and after a restart.",
+        "RFC 9110, section 8.8.3",
+        [Edit(ANSWERS, '"ETag": f\'"{found.modified_index}"\',', '"ETag": f\'"{found.applied_index}"\',')],
+        [TESTS + "test_get_answers_the_value_with_its_headers"]),
+    Mutant(
+        "unknown-level-is-stale",
+        "A misspelt level is a stale read.",
+        "the contract: what is not understood is refused",
+        [Edit(PARAMETERS, 'raise BadRequest(f"level is linearizable or stale, not {_shown(text)}")', 'return "stale"')],
+        [TESTS + "test_a_bad_parameter_of_a_read_is_refused"]),
+    Mutant(
+        "idempotency-key-forgotten",
+        "Idempotency-Key is taken without a word, and not kept: a retry is applied twice.",
+        "FoundationDB, commit_unknown_result",
+        [Edit(PARAMETERS, 'raise BadRequest("Idempotency-Key is not supported")', "pass")],
+        [TESTS + "test_idempotency_key_is_refused_rather_than_forgotten"]),
+    Mutant(
+        "delete-of-nothing-is-200",
+        "Deleting a key that does not exist is answered with 200.",
+        "the contract: 404",
+        [Edit(DB, 'return NotFound("no such key"), None', "return None, None")],
+        [TESTS + "test_delete", LANE_TESTS + "test_a_delete_is_answered_as_flask_answers_it"], quick=True),
+    Mutant(
+        "failed-condition-without-its-etag",
+        "412 carries the ETag of the failed write instead of the current version.",
+        "RFC 9110, section 15.5.13",
+        [Edit(DB,
+              'PreconditionFailed(f"the key was last written at {index}", f\'"{index}"\'), None',
+              'PreconditionFailed(f"the key was last written at {index}", f\'"{applied.index}"\'), None')],
+        [TESTS + "test_a_condition_that_does_not_hold_answers_412_with_the_current_etag"]),
+    Mutant(
+        "timeout-is-safe-to-retry",
+        "A write that timed out is called certainly not applied.",
+        "hashicorp/raft 561; Redis-Raft",
+        [Edit(ERRORS, '"commit_timeout", 504, "maybe"', '"commit_timeout", 504, "safe"')],
+        [TESTS + "test_an_error_of_the_node_is_one_line_with_its_code"], quick=True),
+    Mutant(
+        "lost-leadership-is-safe-to-retry",
+        "A write whose leader stepped down is called certainly not applied.",
+        "hashicorp/raft 561; Redis-Raft",
+        [Edit(ERRORS, '"leadership_lost", 503, "maybe"', '"leadership_lost", 503, "safe"')],
+        [TESTS + "test_an_error_of_the_node_is_one_line_with_its_code"]),
+    Mutant(
+        "failed-disk-is-safe-to-retry",
+        "A write that the disk refused is called certainly not applied, though it may be there after a restart.",
+        "a failed commit is not a commit that did not happen",
+        [Edit(ERRORS, '"storage_failed", 500, "maybe"', '"storage_failed", 500, "safe"')],
+        [TESTS + "test_an_error_of_the_node_is_one_line_with_its_code"]),
+    Mutant(
+        "cut-body-is-a-value",
+        "A body that broke off on its way is stored as if it were whole.",
+        "RFC 9112, section 8",
+        [Edit(PARAMETERS, "if len(body) != (request.content_length or len(body)):", "if False:")],
+        [TESTS + "test_a_body_that_broke_off_is_not_a_value"]),
+)
