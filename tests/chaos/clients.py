@@ -155,16 +155,16 @@ class Clients:
                 self.acknowledged.append(operation.returned)
 
     def read_all(self, nodes, stale=False):
-        """A get of every key at each of *nodes*, recorded: those of level=stale are for who knows that all have the same."""
-        connections = {}
+        """A get of every key at each of *nodes*, recorded like all others."""
+        connections, operations = {}, []
         for node in nodes:
             for key in self.keys:
                 query = {"level": "stale"} if stale else {"timeout": "4s"}
-                operation = self._send(GET, key, None, node, query, {}, connections, 6, {"client": "last", "stale": stale})
-                self._record("last get", operation)
-                yield node, operation
+                operations.append(self._send(GET, key, None, node, query, {}, connections, 6, {"client": "last", "stale": stale}))
+                self._record("last get", operations[-1])
         for connection in connections.values():
             connection.close()
+        return operations
 
 
 def unknown(history):

@@ -92,7 +92,7 @@ class _Run:
         self._clients = Clients(world.nodes, options.clients, options.seed)
         self._nemesis = Nemesis(world, options.seed, options.faults, options.at_once)
         self._may_remain = {}  # key -> values that it may have in the end, of the epochs that are over
-        self._refused = set()
+        self._refused, self._counted = set(), 0
         self._first_term = self._term()
 
     def run(self):
@@ -142,20 +142,20 @@ class _Run:
         world = self._world
         try:
             world.cluster.wait_converged(PEACE_SECONDS)
+            finals = wait_until(self._what_all_have, "all servers have the same data", PEACE_SECONDS)
         except AssertionError as error:
-            self._violated(f"the servers do not come to have the same log: {error}")
+            self._violated(str(error))
             return
-        values = defaultdict(dict)
-        for node, operation in self._clients.read_all(world.nodes()):
-            values[operation.key][node.name] = operation.value if operation.outcome == OK else f"no answer: {operation}"
-        for node, operation in self._clients.read_all(world.nodes(), stale=True):
-            values[operation.key][f"{node.name}, stale"] = operation.value if operation.outcome == OK else f"no answer: {operation}"
-        self._finals = {}
-        for key, found in values.items():
-            late = any(operation.outcome == UNKNOWN and operation.key == key for operation in self._clients.history)
-            if len(set(found.values())) > 1 and not late:
-                self._violated(f"the servers differ in {key}: {_shortened(found)}")
-            self._finals[key] = next(iter(found.values()))
+        for key, operations in _by_key(self._clients.history).items():
+            self._may_remain[key] = remains(operations, finals[key])
+
+    def _what_all_have(self):
+        """{key: value} if a linearizable and a stale read at each server agree; None if a late write has come between them, or worse."""
+        found = defaultdict(set)
+        for stale in (False, True):
+            for operation in self._clients.read_all(self._world.nodes(), stale):
+                found[operation.key].add(operation.value if operation.outcome == OK else operation)
+        return {key: value for key, (value,) in found.items()} if all(len(values) == 1 for values in found.values()) else None
 
     def _judge(self):
         report, clients, world = self._report, self._clients, self._world
@@ -171,11 +171,6 @@ class _Run:
             self._violated(f"an answer that no fault explains: {text}")
         for text in world.problems:
             self._violated(text)
-        keys = defaultdict(list)
-        for operation in history:
-            keys[operation.key].append(operation)
-        for key, operations in keys.items():
-            self._may_remain[key] = remains(operations, self._finals.get(key)) if key in getattr(self, "_finals", {}) else None
         self._refused |= {operation.value for operation in history if operation.kind == "put" and operation.outcome == "fail"}
         self._check_logs()
         self._count_faults()
@@ -216,7 +211,7 @@ class _Run:
         report.fault_seconds = Counter()
         for fault in done:
             report.fault_seconds[fault.name] += fault.ended - fault.began
-        for fault in done[getattr(self, "_counted", 0):]:
+        for fault in done[self._counted:]:
             gap = longest_gap(times, fault.began, fault.ended)
             report.gaps[fault.name] = max(report.gaps.get(fault.name, 0.0), gap)
             report.longest_gap = max(report.longest_gap, gap)
@@ -243,7 +238,7 @@ class _Run:
                 keys = [key for key in found.keys() | expected.keys() if found.get(key) != expected.get(key)]
                 self._violated(f"{name} and {first} hold different data: {keys[:LONGEST_SHOWN]}")
         for key, values in self._may_remain.items():
-            if values is not None and expected.get(key) not in values:
+            if expected.get(key) not in values:
                 self._violated(f"in the end {key} has {_short(expected.get(key))}, which no history allows")
         for key in expected.keys() - self._may_remain.keys():
             self._violated(f"nobody wrote the key {key}")
@@ -264,12 +259,15 @@ def longest_gap(times, began, ended):
     return max((later - earlier for earlier, later in zip(around, around[1:], strict=False)), default=0.0)
 
 
+def _by_key(history):
+    keys = defaultdict(list)
+    for operation in history:
+        keys[operation.key].append(operation)
+    return keys
+
+
 def _short(value):
     return value if value is None else value[:24]
-
-
-def _shortened(found):
-    return {name: value[:24] if isinstance(value, bytes) else value for name, value in found.items()}
 
 
 EVENTS = {"elections won": r"became leader", "leaderships lost": r"no leader any more", "snapshots installed": r"installed a snapshot",
