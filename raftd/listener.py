@@ -8,11 +8,13 @@ connections cost waitress a place in its poll set and nothing else.
 """
 
 import logging
+import os
 import re
 import resource
 import socket
 import threading
 import time
+from contextlib import suppress
 from http import HTTPStatus
 
 from waitress import create_server, wasyncore
@@ -120,12 +122,25 @@ class Channel(HTTPChannel):
 class Wake(trigger):
     """Lets other threads interrupt waitress's wait for requests: ``pull_trigger`` makes its thread call *finish*.
 
-    *expire* is called before each wait.
+    *expire* is called before each wait. Others may pull although it is closed, when the number of its descriptor may already be that of
+    another file, into which waitress's own trigger would write.
     """
 
     def __init__(self, sockets, finish, expire):
         self._finish, self._expire = finish, expire
+        self._open = threading.Lock()  # held while it is pulled or closed
         super().__init__(sockets)
+        os.set_blocking(self.trigger, False)
+
+    def pull_trigger(self, thunk=None):
+        assert thunk is None, thunk
+        with self._open, suppress(BlockingIOError):  # full: it will be read
+            if not self._closed:
+                self._physical_pull()
+
+    def close(self):
+        with self._open:
+            super().close()
 
     def readable(self):
         self._run(self._expire)
@@ -201,7 +216,9 @@ class Listener:
         self._server.channel_class = Channel
         self._server.raft_headers, self._server.max_value_bytes = node.headers, settings.max_value_bytes
         self._dispatcher.lane = Lane(node, lambda: self._wake.pull_trigger(), self._dispatcher.add_task, self._dispatcher.add_client_task)
-        self._wake = Wake(self._server._map, self._dispatcher.lane.finish, self._dispatcher.lane.expire)
+        self._wake, self._stopping = Wake(self._server._map, self._finish, self._dispatcher.lane.expire), False
+        self._server.trigger.close()
+        self._server.trigger = self._wake
         self._thread = threading.Thread(target=self._server.run, name="http")
 
     def start(self):
@@ -212,13 +229,16 @@ class Listener:
     def stop(self):
         """Answer what is under way, then close every connection."""
         self._dispatcher.shutdown()
-        self._server.trigger.pull_trigger(self._finish)
+        self._stopping = True
+        self._wake.pull_trigger()
         self._thread.join()
         self._peers.stop()
 
     def _finish(self):
+        """In waitress's thread, whenever somebody has pulled."""
         self._dispatcher.lane.finish()
-        wasyncore.close_all(self._server._map)
+        if self._stopping:
+            wasyncore.close_all(self._server._map)
 
 
 def _allowed_connections(wanted):

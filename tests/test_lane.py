@@ -617,6 +617,40 @@ def test_who_waits_when_the_server_stops_is_told_so():
             wire.__exit__()
 
 
+def test_a_stop_may_find_that_it_was_seen_before_it_was_said(node):
+    """Somebody else has woken the reading thread at that moment: it was "Bad file descriptor", and half a stop."""
+    listening = listener.bind("127.0.0.1", 0)
+    serving = listener.Listener(listening, create_app(node, "1.2.3"), NoPeers(), node).start()
+    trigger = serving._server.trigger
+    pull = trigger.pull_trigger
+
+    def somebody_else_was_first(*thunk):
+        pull(*thunk)
+        wait_until(lambda: not serving._thread.is_alive(), "it has stopped already")
+        pull()
+    trigger.pull_trigger = somebody_else_was_first
+    serving.stop()
+
+
+def test_who_wakes_a_closed_listener_writes_into_no_other_file(tmp_path):
+    """Whatever is answered late, its number may be that of the log by then."""
+    wake = listener.Wake({}, lambda: None, lambda: None)
+    number = wake.trigger
+    wake.close()
+    with open(tmp_path / "precious", "w") as file:
+        os.dup2(file.fileno(), number)
+        wake.pull_trigger()
+        os.close(number)
+    assert (tmp_path / "precious").read_bytes() == b""
+
+
+def test_who_wakes_a_listener_that_does_not_look_does_not_wait():
+    wake = listener.Wake({}, lambda: None, lambda: None)
+    for _ in range(100_000):
+        wake.pull_trigger()
+    wake.close()
+
+
 # A real server
 
 
