@@ -163,7 +163,9 @@ VERDICTS = [
     (bug("", "test_add", path="letters.py"), "no rule", r"there is no raftd/letters.py"),
     (bug("return one - other", "test_add", "test_nothing"), "no check", r"test_nothing is broken without the bug: .*not found"),
     (bug("return one - other", "test_add", "test_red"), "no check", r"test_red is red without the bug: .*assert 2 == 3"),
-    (bug("return one - other", "test_skipped"), "no check", r"test_skipped is broken without the bug: .*skipped"),
+    (bug("return one - other", "test_skipped"), "no check", r"test_skipped is skipped without the bug: .*skipped"),
+    (bug("return one - other", "test_skipped", "test_add"), "killed", r"test_add: assert -1 == 5"),
+    (bug("return one - other", "test_skipped", "test_add_nothing"), "survived", r"^tests/test_numbers.py::test_add_nothing$"),
     (bug("return one - other", "bin/nothing"), "no check", r"bin/nothing is broken without the bug"),
 ]
 
@@ -176,13 +178,13 @@ def test_verdicts(tree):
 
 def test_every_check_must_see_it_if_that_is_asked_for(tree):
     bugs = [bug("return 0", "test_add", "test_add_nothing"), bug("return one - other", "test_add", "test_add_nothing"),
-            bug("return one - other", "test_add", "test_with_a_timeout")]
-    assert [found.kind for found in Runner(tree, 2).run(bugs)] == ["killed", "killed", "killed"]
-    assert [found.kind for found in Runner(tree, 2, every=True).run(bugs)] == ["killed", "survived", "timed out"]
+            bug("return one - other", "test_add", "test_with_a_timeout"), bug("return one - other", "test_add", "test_skipped")]
+    assert [found.kind for found in Runner(tree, 2).run(bugs)] == ["killed", "killed", "killed", "killed"]
+    assert [found.kind for found in Runner(tree, 2, every=True).run(bugs)] == ["killed", "survived", "timed out", "no check"]
 
 
 def test_a_check_that_does_not_end_is_ended_with_all_that_it_has_started(tree):
-    found, = Runner(tree, 1, least_limit_seconds=5).run([bug("return one - other", "test_that_never_ends")])
+    found, = Runner(tree, 1, least_limit_seconds=1).run([bug("return one - other", "test_that_never_ends")])
     assert found.kind == "timed out" and "had not ended after" in found.detail, found
     wait_until(lambda: has_ended(pids_of(tree)), "its server has ended")
 

@@ -25,7 +25,7 @@ to the first that fails. This tree itself is never touched. A line for each bug 
   timed out  the check did not end, or pytest-timeout ended it: a hang is no proof
   broken     the check could not run on the copy, for example because raftd does not even start
   no rule    the edit does not fit the source any more
-  no check   the check is not found, is skipped here, or is red without the bug
+  no check   a check is not found, or is red without the bug, or all are skipped on this machine
 
 Exit status 0 when all were killed, 1 when one was not, 2 for a wrong command line.
 """

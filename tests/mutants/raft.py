@@ -62,11 +62,25 @@ TERMS_AND_VOTES = (
          Edit(CORE, "if granted and self.voted_for is None:", "if granted and self.voted_for != request.candidate_id:")],
         [ELECTIONS + "test_votes_for_one_candidate_per_term", SIMULATION]),
     Mutant(
+        "vote-in-an-older-term",
+        "A request of an older term takes the vote of the present one.",
+        "Figure 2, RequestVote, 1",
+        [Edit(CORE,
+              "granted = granted and request.term == self.term and self.voted_for in (None, request.candidate_id)",
+              "granted = granted and self.voted_for in (None, request.candidate_id)")],
+        [ELECTIONS + "test_a_vote_of_a_stale_term_is_refused_to_a_free_voter"]),
+    Mutant(
         "late-save-of-a-vote-counts",
         "A write that was under way when the vote changed is taken for the new vote's.",
         'Figure 2, State; the late "written" event of rabbitmq/ra PR 516, for votes',
         [Edit(CORE, "if unsaved.hard_state == (self.term, self.voted_for):", "if unsaved.hard_state:")],
         [STATE + "test_a_write_of_an_older_vote_does_not_release_the_newer"]),
+    Mutant(
+        "vote-of-a-passed-term-sent",
+        "A vote that waited for the disk is sent as granted in the newer term that began meanwhile.",
+        "Figure 2, RequestVote; section 5.2",
+        [Edit(CORE, "RequestVoteReply(self.term, granted and self.term == request.term)", "RequestVoteReply(self.term, granted)")],
+        [STATE + "test_a_vote_of_a_term_that_has_passed_is_not_sent"]),
     Mutant(
         "vote-without-looking-at-the-log",
         "Votes are given to candidates whose log lacks what is committed.",
@@ -100,10 +114,32 @@ TERMS_AND_VOTES = (
               "return last_log_term >= self.last_term")],
         [MERGES + "test_up_to_date_compares_the_term_before_the_index", ELECTIONS + "test_vote_compares_term_then_index"]),
     Mutant(
+        "log-compared-by-term-and-index-apart",
+        "Term and index must both be as large: servers refuse each other, and nobody is elected.",
+        "the original raftd; section 5.4.1",
+        [Edit(LOG,
+              "(last_log_term, last_log_index) >= (self.last_term, self.last_index)",
+              "last_log_term >= self.last_term and last_log_index >= self.last_index")],
+        [ELECTIONS + "test_vote_compares_term_then_index"]),
+    Mutant(
+        "compacted-log-has-no-term",
+        "A server that has compacted all of its log counts as behind in elections.",
+        "sections 5.4.1 and 7",
+        [Edit(LOG,
+              "return self._entries[-1].term if self._entries else self.snapshot_term",
+              "return self._entries[-1].term if self._entries else 0")],
+        [ELECTIONS + "test_a_log_that_is_compacted_ends_with_its_snapshot"]),
+    Mutant(
         "votes-of-another-election-count",
         "A late answer to an earlier election, or to a pre-vote, is a vote in this one.",
         "section 5.2",
         [Edit(CORE, "if (request.term, request.pre_vote) == election:", "if election:")],
+        [ELECTIONS + "test_votes_of_another_election_do_not_count"]),
+    Mutant(
+        "pre-vote-counts-as-a-vote",
+        "A pre-vote that comes late is a vote: two leaders in a term.",
+        "thesis 9.6",
+        [Edit(CORE, "if (request.term, request.pre_vote) == election:", "if request.term == election[0]:")],
         [ELECTIONS + "test_votes_of_another_election_do_not_count"]),
     Mutant(
         "pre-vote-raises-the-term",
@@ -111,6 +147,17 @@ TERMS_AND_VOTES = (
         "thesis 9.6",
         [Edit(CORE, "not (request.pre_vote or self._refuses_votes(request))", "not self._refuses_votes(request)")],
         [ELECTIONS + "test_pre_vote_changes_nothing_where_it_is_granted", SIMULATION], quick=True),
+    Mutant(
+        "pre-vote-uses-the-vote-up",
+        "Who grants a pre-vote has voted.",
+        "thesis 9.6",
+        [Edit(CORE, """
+        if request.pre_vote:
+            granted""", """
+        if request.pre_vote:
+            self.voted_for, self._hard_state_saved = request.candidate_id, False
+            granted""")],
+        [ELECTIONS + "test_pre_vote_changes_nothing_where_it_is_granted"]),
     Mutant(
         "pre-candidate-raises-its-term",
         "A server raises its own term before it knows that anybody would vote for it.",
@@ -149,6 +196,24 @@ TERMS_AND_VOTES = (
         [ELECTIONS + "test_who_hears_a_leader_helps_nobody_to_depose_it",
          MEMBERS + "test_removed_server_that_does_not_know_it_is_not_heard"]),
     Mutant(
+        "stickiness-takes-the-term",
+        "Who hears a leader refuses the vote, but takes the term over: the leader is deposed all the same.",
+        "thesis 4.2.3",
+        [Edit(CORE, "not (request.pre_vote or self._refuses_votes(request))", "not request.pre_vote")],
+        [ELECTIONS + "test_who_hears_a_leader_helps_nobody_to_depose_it"]),
+    Mutant(
+        "leader-votes-itself-away",
+        "A leader gives way to any candidate with a larger term.",
+        "thesis 4.2.3, 6.2",
+        [Edit(CORE, """
+            case Leader():
+                return True
+            case Follower(leader_id, last_heard):
+""", """
+            case Follower(leader_id, last_heard):
+""")],
+        [ELECTIONS + "test_leader_is_not_deposed_by_votes"]),
+    Mutant(
         "timer-reset-by-refused-votes",
         "A request for a vote puts off the own election, also when the vote is refused.",
         "Figure 2, Rules for Servers, Followers",
@@ -158,6 +223,15 @@ TERMS_AND_VOTES = (
 """, """
         self._set_election_timer()
 """)],
+        [ELECTIONS + "test_refused_vote_does_not_delay_the_election"]),
+    Mutant(
+        "timer-runs-on-after-a-vote",
+        "Who has voted stands against its own candidate at once.",
+        "Figure 2, Rules for Servers, Followers",
+        [Edit(CORE, """
+        if granted:
+            self._set_election_timer()
+""", "")],
         [ELECTIONS + "test_refused_vote_does_not_delay_the_election"]),
     Mutant(
         "election-timeouts-are-equal",
@@ -181,6 +255,25 @@ TERMS_AND_VOTES = (
             return AppendEntriesReply(self.term, False)
 """, "")],
         [ELECTIONS + "test_stale_term_is_refused"]),
+    Mutant(
+        "deposed-leader-installs-its-state",
+        "A snapshot of a leader of an older term is taken.",
+        "Figure 13, 1",
+        [Edit(CORE, """
+        if request.term < self.term:
+            return Answer(request, lambda: InstallSnapshotReply(self.term, 0, False))
+""", "")],
+        [ELECTIONS + "test_stale_term_is_refused"]),
+    Mutant(
+        "larger-term-in-a-reply-ignored",
+        "A leader does not learn from the answers of others that it is deposed.",
+        "section 5.1",
+        [Edit(CORE, """
+        if reply.term > self.term:
+            self._become_follower(reply.term""", """
+        if False:
+            self._become_follower(reply.term""")],
+        [ELECTIONS + "test_larger_term_in_a_reply_makes_a_follower"]),
     Mutant(
         "no-check-quorum",
         "A leader that nobody answers leads on, and refuses to vote for a better one.",
@@ -287,6 +380,22 @@ REPLICATION = (
               "progress.next_index = max(progress.next_index, progress.match_index + 1, last_new + 2)")],
         [REPLICATES + "test_success_moves_next_and_match_index"]),
     Mutant(
+        "refusal-does-not-go-back",
+        "After a refusal whose hint is beyond it the leader sends the same request for ever.",
+        "section 5.3",
+        [Edit(CORE,
+              "next_index = min(self._next_index_after(reply), request.prev_log_index)",
+              "next_index = self._next_index_after(reply)")],
+        [REPLICATES + "test_leader_backs_off_by_whole_terms"]),
+    Mutant(
+        "request-without-a-bound",
+        "A request may be so large that it takes longer than an election timeout: nobody ever gets it.",
+        "the original raftd: values over 8 MB burned terms",
+        [Edit(CORE,
+              "self.log.entries_from(progress.next_index, self._settings.max_append_bytes)",
+              "self.log.entries_from(progress.next_index, 1 << 60)")],
+        [REPLICATES + "test_entries_of_one_request_are_limited"]),
+    Mutant(
         "reply-of-an-old-term-counts",
         "A late answer to a request of an earlier term of this leader moves match_index.",
         "Figure 2, match_index; thesis 3.4",
@@ -294,6 +403,14 @@ REPLICATION = (
               "case (AppendEntries() | InstallSnapshot() | TimeoutNow()), Leader() if request.term == self.term:",
               "case (AppendEntries() | InstallSnapshot() | TimeoutNow()), Leader():")],
         [REPLICATES + "test_an_answer_to_an_earlier_term_counts_for_nothing"]),
+    Mutant(
+        "match-index-survives-the-term",
+        "What a leader knew of its followers counts in its next leadership.",
+        "Figure 2, State on leaders: reinitialized after election",
+        [Edit(CORE,
+              'self._change_role(Leader(first_index=self.log.last_index + 1), "elected")',
+              'self._change_role(Leader(self.log.last_index + 1, vars(self).setdefault("kept", {})), "elected")')],
+        [STATE + "test_what_a_leader_knows_dies_with_its_term"]),
     Mutant(
         "late-save-of-entries-counts",
         "A write that ends after a conflict has replaced its entries is taken for the new ones'.",
@@ -351,6 +468,17 @@ REPLICATION = (
               "self.commit_index = max(self.commit_index, min(request.leader_commit, self.log.last_index))")],
         [REPLICATES + "test_follower_caps_leader_commit"], quick=True),
     Mutant(
+        "refused-append-commits",
+        "A follower commits by a request that does not fit its log.",
+        "Figure 2, AppendEntries, 2 and 5",
+        [Edit(CORE, """
+            index, term = self.log.conflict(request.prev_log_index)
+""", """
+            index, term = self.log.conflict(request.prev_log_index)
+            self.commit_index = max(self.commit_index, min(request.leader_commit, self.log.last_index))
+""")],
+        [REPLICATES + "test_a_refused_append_commits_nothing"]),
+    Mutant(
         "commit-index-falls",
         "A late heartbeat takes back what was committed.",
         "Figure 2, State: increases monotonically",
@@ -358,6 +486,12 @@ REPLICATION = (
               "self.commit_index = max(self.commit_index, min(request.leader_commit, last_new))",
               "self.commit_index = min(request.leader_commit, last_new)")],
         [STATE + "test_commit_index_never_falls", SIMULATION]),
+    Mutant(
+        "restart-commits-the-whole-log",
+        "After a restart all of the log counts as committed.",
+        "Figure 2, State: commitIndex is volatile",
+        [Edit(CORE, "self.commit_index = self.last_applied = applied", "self.last_applied, self.commit_index = applied, log.last_index")],
+        [COMMITS + "test_a_new_leader_commits_nothing_by_itself"]),
     Mutant(
         "no-noop",
         "A new leader appends nothing: what its predecessors left is not committed before somebody writes.",
@@ -377,6 +511,12 @@ REPLICATION = (
               "return entries[:min(self.commit_index, self.saved_index) - self.last_applied]",
               "return entries[:self.commit_index - self.last_applied]")],
         [STATE + "test_only_what_is_saved_is_applied", COMMITS + "test_two_followers_commit_before_the_leaders_disk", SIMULATION]),
+    Mutant(
+        "applied-before-committed",
+        "Whatever is in the log is applied.",
+        "Figure 2, Rules for Servers, All Servers",
+        [Edit(CORE, "return entries[:min(self.commit_index, self.saved_index) - self.last_applied]", "return entries")],
+        [STATE + "test_only_what_is_saved_is_applied"]),
 )
 
 READS = (
@@ -397,6 +537,24 @@ for peer, progress in leader.progress.items()}, leader.round)
         "etcd 20418, PR 21399",
         [Edit(CORE, "if not leader.round_open:  # a", "if not leader.reads:  # a")],
         [READ + "test_request_under_way_does_not_confirm_a_later_read"]),
+    Mutant(
+        "any-answer-confirms-all-reads",
+        "Any answer confirms all reads that wait, also one to a request from before them.",
+        "etcd 20418; thesis 6.4",
+        [Edit(CORE, "progress.acked_round = max(progress.acked_round, request.round)", "progress.acked_round = self.role.round")],
+        [READ + "test_an_answer_counts_for_the_round_of_its_request"]),
+    Mutant(
+        "answer-confirms-the-last-round-sent",
+        "The answer to an older request counts for the newest one that was sent.",
+        "etcd 20418; thesis 6.4",
+        [Edit(CORE, """
+                progress.acked_round = max(progress.acked_round, request.round)
+                self._append_entries_reply(progress, request, reply)
+""", """
+                progress.acked_round = max(progress.acked_round, progress.sent_round)
+                self._append_entries_reply(progress, request, reply)
+""")],
+        [READ + "test_an_answer_counts_for_the_round_of_its_request"]),
     Mutant(
         "read-before-the-noop",
         "A new leader answers reads before an entry of its term is committed: it does not know what is.",
@@ -465,6 +623,14 @@ for peer, progress in leader.progress.items()}, leader.round)
 """)],
         [READ + "test_follower_asks_the_leader", SIMULATION]),
     Mutant(
+        "follower-confirms-reads",
+        "A server that does not lead confirms what others ask it.",
+        "thesis 6.4",
+        [Edit(CORE,
+              "answer.make_reply = lambda: ReadIndexReply(self.term, 0)",
+              "answer.make_reply = lambda: ReadIndexReply(self.term, self.commit_index)")],
+        [READ + "test_a_question_of_an_older_term_is_not_confirmed"]),
+    Mutant(
         "late-read-index-counts",
         "The answer to a question that was given up counts for reads that were asked about later.",
         "etcd 20418",
@@ -532,6 +698,19 @@ MEMBERSHIP = (
 """)],
         [MEMBERS + "test_configuration_counts_when_appended"]),
     Mutant(
+        "configuration-not-taken-from-entries",
+        "A follower does not use a configuration that it is sent.",
+        "thesis 4.1",
+        [Edit(CORE, """
+            if entry.kind == CONFIGURATION:
+                self.configurations.append(entry.index, Configuration.decode(entry.command))
+
+    def _read_index""", """
+            pass
+
+    def _read_index""")],
+        [MEMBERS + "test_configuration_counts_when_appended"]),
+    Mutant(
         "configuration-stays-when-removed",
         "The configuration of an entry that a conflict removed goes on to count.",
         "thesis 4.1; RedisLabs/raft 49",
@@ -593,6 +772,59 @@ MEMBERSHIP = (
               "return self.configuration.is_voter(self.name) or self.configurations.at(self.commit_index)[1].is_voter(self.name)",
               "return self.configuration.is_voter(self.name)")],
         [MEMBERS + "test_left_out_server_stands_until_that_is_committed"]),
+    Mutant(
+        "unknown-leader-not-heard",
+        "A leader that the own configuration does not have is refused: who has missed a change never catches up.",
+        "thesis 4.1",
+        [Edit(CORE, """
+        self._hear_leader(request)
+        self.role.leader_commit""", """
+        if request.leader_id not in self.configuration.members:
+            return Answer(request, lambda: AppendEntriesReply(self.term, False))
+        self._hear_leader(request)
+        self.role.leader_commit""")],
+        [MEMBERS + "test_who_is_not_in_the_configuration_is_heard"]),
+    Mutant(
+        "unknown-candidate-gets-no-vote",
+        "A candidate that the own configuration does not have gets no vote: there may be no other that can win.",
+        "thesis 4.1",
+        [Edit(CORE,
+              "granted = granted and request.term == self.term and",
+              "granted = granted and self.configuration.is_voter(request.candidate_id) and request.term == self.term and")],
+        [MEMBERS + "test_who_is_not_in_the_configuration_gets_votes"]),
+    Mutant(
+        "handed-over-before-the-log-is-there",
+        "The successor is asked to stand before it has all of the log.",
+        "thesis 3.10",
+        [Edit(CORE, "and self.role.progress[peer].match_index == self.log.last_index", "and True")],
+        [MEMBERS + "test_transfer_waits_for_all_of_the_log"]),
+    Mutant(
+        "commands-taken-while-handing-over",
+        "Commands are taken while leadership is handed over: the successor never has all of the log.",
+        "thesis 3.10",
+        [Edit(CORE, """
+        if self.role.transfer:
+            raise NoLeader""", """
+        if False:
+            raise NoLeader""")],
+        [MEMBERS + "test_transfer"]),
+    Mutant(
+        "handing-over-never-ends",
+        "A successor that does not answer stops all writes.",
+        "thesis 3.10",
+        [Edit(CORE, """
+        if leader.transfer and self.now >= leader.transfer.deadline:
+            leader.transfer = None
+""", "")],
+        [MEMBERS + "test_transfer_is_given_up_after_an_election_timeout"]),
+    Mutant(
+        "late-call-to-stand",
+        "A call to stand that is late, of an older term, begins an election.",
+        "thesis 3.10",
+        [Edit(CORE,
+              "if request.term == self.term and not self.is_leader and self.configuration.is_voter(self.name) and not self.withdrawn:",
+              "if not self.is_leader and self.configuration.is_voter(self.name) and not self.withdrawn:")],
+        [MEMBERS + "test_a_call_to_stand_is_not_for_everybody"]),
 )
 
 SNAPSHOTS = (
@@ -621,6 +853,28 @@ SNAPSHOTS = (
 """)],
         [COMPACTS + "test_snapshot_keeps_the_entries_after_it"]),
     Mutant(
+        "snapshots-members-ignored",
+        "A server that takes a snapshot keeps the members it had.",
+        "RedisLabs/raft 49; camunda 3573; Figure 13, 8",
+        [Edit(CORE, "self.configurations.reset(index, configuration)", "self.configurations.reset(index, self.configuration)")],
+        [COMPACTS + "test_the_configuration_is_that_of_the_snapshot"]),
+    Mutant(
+        "snapshot-leaves-saved-index",
+        "Entries that a snapshot has replaced still count as saved.",
+        "rabbitmq/ra PR 516; section 7",
+        [Edit(CORE,
+              "self.saved_index = max(min(self.saved_index, self.log.last_index), index)",
+              "self.saved_index = max(self.saved_index, index)")],
+        [COMPACTS + "test_snapshot_replaces_a_log_that_does_not_contain_it"]),
+    Mutant(
+        "what-follows-a-snapshot-not-saved",
+        "Entries after a snapshot are not written, since others of their index once were.",
+        "rabbitmq/ra PR 516; section 7",
+        [Edit(CORE,
+              "self._unsaved_from = max(min(self._unsaved_from, self.log.last_index + 1), index + 1)",
+              "self._unsaved_from = max(self._unsaved_from, index + 1)")],
+        [COMPACTS + "test_snapshot_replaces_a_log_that_does_not_contain_it"]),
+    Mutant(
         "snapshot-acknowledged-before-saved",
         "A follower says that a snapshot is installed while its log on disk does not begin there yet.",
         "Figure 2, State; section 7",
@@ -629,6 +883,23 @@ SNAPSHOTS = (
               "self.term, next_offset, installed)"),
          Edit(CORE, "answer.needs_index = request.last_included_index", "answer.needs_index = 0")],
         [STATE + "test_an_installed_snapshot_is_confirmed_when_the_log_follows_on_disk"]),
+    Mutant(
+        "answer-to-another-snapshot-counts",
+        "What a follower says of one snapshot counts for the next.",
+        "etcd 18055",
+        [Edit(CORE, "if snapshot is None or snapshot.checksum != request.checksum:", "if snapshot is None:")],
+        [COMPACTS + "test_answers_to_another_snapshot_do_not_count"]),
+    Mutant(
+        "snapshot-is-no-sign-of-life",
+        "Who is sent a long snapshot hears no leader, and stands for election.",
+        "section 5.2",
+        [Edit(CORE, """
+        self._hear_leader(request)
+        answer = Answer(request)
+        if request.last""", """
+        answer = Answer(request)
+        if request.last""")],
+        [ELECTIONS + "test_any_request_of_the_leader_is_a_sign_of_life"]),
     Mutant(
         "snapshot-index-off-by-one",
         "After a snapshot the leader takes it that the follower has one entry more.",

@@ -11,18 +11,20 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from mutants.mutant import RuleError
 
-LEAST_LIMIT_SECONDS = 100.0  # what a check may take, at the least; else so many times what it takes without the bug:
-LIMIT_FACTOR = 10
+LIMIT_SECONDS = 300.0  # what a check may take without the bug
+LEAST_LIMIT_SECONDS, LIMIT_FACTOR = 100.0, 10  # and with it: so many times what it took without, but at the least so long
+_directory = partial(TemporaryDirectory, ignore_cleanup_errors=True)  # what was just ended may still be writing
 _NOT_COPIED = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "data")
 
 # What a check can come to. Only "red" is a test that failed by an assertion or an error of its own.
-GREEN, RED, TIMED_OUT, BROKEN = "green", "red", "timed out", "broken"
+GREEN, RED, SKIPPED, TIMED_OUT, BROKEN = "green", "red", "skipped", "timed out", "broken"
 # What becomes of a mutant. All but the first are a failure: of a check, or of the catalogue.
 KILLED, SURVIVED, NO_RULE, NO_CHECK = "killed", "survived", "no rule", "no check"
 
@@ -60,9 +62,9 @@ class Runner:
     def run(self, mutants):
         """A Verdict for each of *mutants*, in order, as they come."""
         checks = list(dict.fromkeys(check for mutant in mutants for check in mutant.checks))
-        with TemporaryDirectory(prefix="raftd-mutants-") as scratch, self._pool() as pool:
+        with _directory(prefix="raftd-mutants-") as scratch, self._pool() as pool:
             tree = self._copy(scratch)
-            outcomes = pool.map(lambda check: self._check(check, tree, self._least_limit_seconds), checks)
+            outcomes = pool.map(lambda check: self._check(check, tree, LIMIT_SECONDS), checks)
             self._baseline = dict(zip(checks, outcomes, strict=True))
             yield from pool.map(lambda mutant: self._judge(mutant, scratch), mutants)
 
@@ -83,22 +85,25 @@ class Runner:
         return Path(shutil.copytree(self._root, Path(directory, "raftd"), ignore=_NOT_COPIED))
 
     def _judge(self, mutant, scratch):
-        unsound = {check: self._baseline[check] for check in mutant.checks if self._baseline[check].kind != GREEN}
-        for check, outcome in unsound.items():
+        checks = [check for check in mutant.checks if self._baseline[check].kind == GREEN]
+        unsound = [check for check in mutant.checks if self._baseline[check].kind not in (GREEN, SKIPPED)]
+        if unsound or not checks or (self._every and checks != mutant.checks):
+            check = next(iter(unsound), next(check for check in mutant.checks if check not in checks))
+            outcome = self._baseline[check]
             return Verdict(mutant, NO_CHECK, f"{check} is {outcome.kind} without the bug: {outcome.detail}", outcome.seconds)
         try:
             texts = mutant.edited(self._root)
         except RuleError as error:
             return Verdict(mutant, NO_RULE, str(error), 0.0)
-        with TemporaryDirectory(dir=scratch) as directory:
+        with _directory(dir=scratch) as directory:
             tree = self._copy(directory)
             for path, text in texts.items():
                 (tree / path).write_text(text)
-            return self._verdict(mutant, tree)
+            return self._verdict(mutant, checks, tree)
 
-    def _verdict(self, mutant, tree):
+    def _verdict(self, mutant, checks, tree):
         outcomes = []
-        for check in mutant.checks:
+        for check in checks:
             limit = max(self._least_limit_seconds, LIMIT_FACTOR * self._baseline[check].seconds)
             outcomes.append(self._check(check, tree, limit))
             if outcomes[-1].kind == RED and not self._every:
@@ -110,12 +115,12 @@ class Runner:
         other = next((outcome for outcome in outcomes if outcome.kind not in (RED, GREEN)), None)
         if other:
             return Verdict(mutant, other.kind, other.detail, seconds)
-        green = [check for check, outcome in zip(mutant.checks, outcomes, strict=True) if outcome.kind == GREEN]
+        green = [check for check, outcome in zip(checks, outcomes, strict=False) if outcome.kind == GREEN]
         return Verdict(mutant, SURVIVED, ", ".join(green), seconds)
 
     def _check(self, check, tree, limit_seconds):
         """The Outcome of *check* in *tree*."""
-        with TemporaryDirectory(dir=tree.parent) as directory:
+        with _directory(dir=tree.parent) as directory:
             began, output = time.monotonic(), Path(directory, "output")
             words = check.split() if check.startswith("bin/") else [*_PYTEST, f"--basetemp={directory}/t", check]
             status = self._execute([sys.executable, *words], tree, directory, output, limit_seconds)
@@ -153,8 +158,8 @@ def _failure(status, text):
             return TIMED_OUT, found[0] if found else "ended by pytest-timeout"
         case 1, found, _ if found:
             return RED, f"{found[1]}: {found[2] or 'failed'}"
-        case 0, _, summary if " passed" in summary and " skipped" not in summary:
-            return GREEN, summary
+        case 0, _, summary:
+            return SKIPPED if " skipped" in summary else GREEN, summary
         case _, _, summary:
             error = re.search(r"^ERROR.*$", text, re.M)
             return BROKEN, f"exit status {status}: {error[0] if error else summary}"
