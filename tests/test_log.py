@@ -133,6 +133,15 @@ def test_tail_start_keeps_within_both_limits():
     assert some.tail_start(4, 0, 1000) == 5
 
 
+def test_entries_and_their_sizes_are_found_after_a_compaction():
+    some = Log(0, 0, [Entry(index, 1, COMMAND, b"x" * index) for index in range(1, 6)])
+    some.compact(2)
+    assert [entry.index for entry in some.entries(3, 4)] == [3, 4]
+    assert [some.size_after(index) for index in (0, 2, 4, 5)] == [12, 12, 5, 0]
+    assert [some.tail_start(5, 9, limit) for limit in (4, 5, 9, 99)] == [6, 5, 4, 3]
+    assert some.last_index_of_term(1) == 5
+
+
 def test_reset_begins_anew():
     some = log(1, 1, 1)
     some.reset(9, 4)

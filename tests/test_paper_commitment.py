@@ -133,6 +133,15 @@ def test_a_follower_applies_what_it_learns_is_committed():
     assert [entry.index for entry in raft.take_committed(1000)] == [1, 2]
 
 
+def test_a_follower_knows_what_it_lacks():
+    """It remembers the newest commit index that its leader told, though the entries are still missing here (section 5.3)."""
+    raft = follower(1)
+    assert raft.role.leader_commit == 0
+    ask(raft, append(prev=(7, 1), commit=7))
+    ask(raft, append(prev=(1, 1), commit=3))
+    assert raft.role.leader_commit == 7 and raft.commit_index == 1
+
+
 def test_a_new_leader_commits_nothing_by_itself():
     """To be elected commits nothing, not even what a majority is known to have: the first entry of the term does (section 5.4.2)."""
     raft = leader(1, 1, 1, committed=False, applied=1)

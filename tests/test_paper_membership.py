@@ -210,7 +210,7 @@ def test_learners_do_not_stand():
     """A learner that hears no leader waits (thesis 4.2.1)."""
     raft = server(1, configuration=members("n2", "n3", learners=("n1",)))
     timeout(raft)
-    assert isinstance(raft.role, Follower)
+    assert isinstance(raft.role, Follower) and raft.next_tick > raft.now, "no busier than others"
 
 
 def test_a_learner_forgets_a_leader_that_it_hears_no_more():
@@ -400,6 +400,25 @@ def test_transfer_is_given_up_after_an_election_timeout():
     raft.propose(b"x")
     replicate(raft, "n3")
     assert not isinstance(raft.request_for("n3"), TimeoutNow), "it asks nobody any more"
+
+
+@pytest.mark.parametrize("role", [follower, candidate])
+def test_only_the_leader_hands_over(role):
+    """Who does not lead has nothing to hand over (thesis 3.10)."""
+    raft = role(1)
+    before = state(raft)
+    with pytest.raises(NotLeader):
+        raft.transfer_leadership("n3")
+    assert state(raft) == before
+
+
+def test_one_transfer_at_a_time():
+    """A second transfer waits until the first has ended: two successors would stand against each other (thesis 3.10)."""
+    raft = leader(1)
+    raft.transfer_leadership("n3")
+    with pytest.raises(NoLeader):
+        raft.transfer_leadership("n2")
+    assert raft.role.transfer.target == "n3"
 
 
 @pytest.mark.parametrize("target", ["n1", "n4", "n9"])

@@ -35,9 +35,10 @@ def test_a_read_asks_at_once():
     """A read does not wait for the next heartbeat, it begins a round of its own (thesis 6.4)."""
     raft = leader(1)
     heartbeat(raft, "n2", "n3")
-    assert raft.request_for("n2") is None
+    assert raft.request_for("n2") is None and raft.next_request_at("n2") > raft.now
     raft.read_index()
     assert raft.request_for("n2") is not None and raft.request_for("n3") is not None
+    assert raft.request_for("n2") is None, "and once"
 
 
 def test_request_under_way_does_not_confirm_a_later_read():
@@ -147,6 +148,14 @@ def test_read_waits_for_the_noop():
     assert read.ready and read.index == 3
 
 
+def test_read_index_of_a_new_leader_is_not_what_it_knew_before():
+    """A read that began before the no-op was committed has the index of the no-op, at least: more may be committed (thesis 6.4)."""
+    raft = leader(1, 1, applied=1, committed=False)
+    read = raft.read_index()
+    accept(raft, "n3", raft.data_for("n3"))
+    assert raft.commit_index == 3 and read.ready and read.index == 3
+
+
 def test_read_index_is_that_of_its_beginning():
     """The read index is the commit index when the read began; writes that come later do not delay it (thesis 6.4)."""
     raft = leader(1)
@@ -200,6 +209,14 @@ def test_reads_of_a_leader_that_steps_down_fail():
     read = raft.read_index()
     raft.tick(raft.now + 2 * ELECTION)
     assert read.failed and not read.ready
+
+
+def test_askers_are_told_when_the_leader_steps_down():
+    """A follower that asked a leader which steps down by itself is told so at once, and asks another (thesis 6.4; thesis 6.2)."""
+    raft = leader(1)
+    answer = raft.handle(ReadIndex(raft.term, "n3"))
+    raft.tick(raft.now + 2 * ELECTION)
+    assert answer.reply == ReadIndexReply(raft.term, 0)
 
 
 @pytest.mark.parametrize("role", [server, candidate])

@@ -242,6 +242,20 @@ def test_compaction_keeps_what_a_snapshot_that_is_being_made_needs():
     assert raft.log.first_index == 22
 
 
+def test_compaction_waits_for_nobody_who_needs_no_snapshot():
+    """Nothing is kept for who gets entries, nor by a server that does not lead (thesis 5)."""
+    raft = leader(*[1] * 20)
+    raft.applied(10)
+    raft.reserve_snapshot("n3")
+    raft.applied(21)
+    raft.compact(21, 1, 1 << 20)
+    save(raft)
+    other = server(1)
+    other.reserve_snapshot("n3")
+    other.snapshot_withdrawn("n3")
+    assert raft.log.first_index == 21 and not other.is_sending_snapshot_to("n3")
+
+
 def test_compaction_does_not_wait_for_ever():
     """A receiver that is silent for long, or that the log has grown past by far, is not waited for (thesis 5)."""
     raft = sending(patience=ELECTION)

@@ -276,8 +276,6 @@ class Raft:
 
     def _follow_configuration(self):
         """A leader keeps Progress for just the members of its newest configuration."""
-        if not self.is_leader:
-            return
         progress = self.role.progress
         for peer in self.peers:
             if peer not in progress:
