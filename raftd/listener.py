@@ -22,6 +22,7 @@ from waitress.channel import HTTPChannel
 from waitress.parser import HTTPRequestParser, ParsingError
 from waitress.task import ErrorTask, ThreadedTaskDispatcher, WSGITask
 from waitress.trigger import trigger
+from waitress.utilities import BadRequest as MalformedRequest
 
 from raftd.errors import BadRequest, RaftdError, StartupError, Stopping, TooLarge
 from raftd.lane import Lane, log_request
@@ -33,6 +34,10 @@ QUICK_THREADS, CHANGE_THREADS = 2, 4
 STOP_SECONDS = 2.0  # requests under way may take so long when the node stops
 _QUICK_PATHS = ("/livez", "/readyz", "/status", "/raft/identity")
 _CHANGES = ("POST", "DELETE", "PUT")
+MAX_HEAD_BYTES = 64 * 1024  # of a request; a key may take 12 kB of it
+MAX_CHUNK_LINE_BYTES = 4096
+_REQUEST_LINE = re.compile(rb"[^\x00-\x20\x7f]+ [^\x00-\x20\x7f]+ HTTP/1\.[01]")
+_FIELD_NAME, _FIELD_VALUE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"), re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 
 
 def bind(address, port):
@@ -50,15 +55,48 @@ def bind(address, port):
 
 
 class Parser(HTTPRequestParser):
-    """Takes bytes beyond ASCII in the request line as if they were percent-encoded, and reports whatever it cannot read."""
+    """waitress's, for a request that has one meaning only and costs no more than it is long; reports whatever it cannot read.
+
+    The regular expressions of waitress take time with the square of what does not match them, and of blanks that lead a field: a
+    head of 256 kB would stop the thread that reads for everybody, and, since an expression gives the interpreter to nobody, the
+    heartbeats too, for minutes. So they see only what they match at once. A length that is said twice, or in a way that another
+    server on the way might read otherwise, would let a client hide one request in the body of another.
+    """
+
+    def received(self, data):
+        consumed = super().received(data)
+        if self.chunked and max(len(self.body_rcv.control_line), len(self.body_rcv.trailer)) > MAX_CHUNK_LINE_BYTES:
+            self.error, self.completed = MalformedRequest("a line between chunks is too long"), True
+        if self.completed:  # it has a body that needs no word to go on, or none: waitress would wait for one for ever
+            self.expect_continue = False
+        return consumed
 
     def parse_header(self, header_plus):
         line, separator, rest = header_plus.partition(b"\r\n")
-        line = re.sub(rb"[\x80-\xff]", lambda found: b"%%%02X" % found[0][0], line)
+        # Bytes beyond ASCII are taken as if they were percent-encoded.
+        line = re.sub(rb"[\x80-\xff]", lambda found: b"%%%02X" % found[0][0], line.rstrip())
+        if not _REQUEST_LINE.fullmatch(line):
+            raise ParsingError("the request line is not METHOD TARGET HTTP/1.1")
+        fields = [_field(text) for text in rest.split(b"\r\n") if text]
         try:
-            super().parse_header(line + separator + rest)
+            super().parse_header(line + separator + b"\r\n".join(b": ".join(field) for field in fields))
         except ValueError as error:
-            raise ParsingError(f"malformed request line: {error}") from error
+            raise ParsingError(f"malformed request: {error}") from error
+        self._check_length([value.lower() for name, value in fields if name.lower() == b"transfer-encoding"])
+
+    def _check_length(self, codings):
+        """RFC 9112, section 6.1: what says both how long a body is and that it is chunked, or only half of it, is faulty."""
+        if codings and (codings != [b"chunked"] or not self.chunked or "CONTENT_LENGTH" in self.headers):
+            raise ParsingError("the length of the body is not clear: one Content-Length, or chunked as the only Transfer-Encoding")
+
+
+def _field(text):
+    """(name, value) of a line of the head, the value without blanks around it. Raises ParsingError."""
+    name, colon, value = text.partition(b":")
+    value = value.strip(b" \t")
+    if not colon or not _FIELD_NAME.fullmatch(name) or not _FIELD_VALUE.fullmatch(value):
+        raise ParsingError("a line of the head is not NAME: VALUE")
+    return name, value
 
 
 class Request(WSGITask):
@@ -91,7 +129,7 @@ class Refused(ErrorTask):
         _end_connection(self)
         data = body.encode()
         self.content_length = len(data)
-        self.write(data)
+        self.write(b"" if getattr(self.request, "command", "") == "HEAD" else data)
         log_request(self.channel, self.request, self.status, 0.0)
 
     def _error(self):
@@ -117,6 +155,12 @@ class Channel(HTTPChannel):
     error_task_class = Refused
     parser_class = Parser
     began = 0.0
+
+    def forget_requests(self):
+        """None of those that wait will be answered."""
+        for request in self.requests:
+            request.close()
+        self.requests = []
 
 
 class Wake(trigger):
@@ -171,6 +215,9 @@ class Dispatcher:
         self._clients, self._quick, self._changes = (_pool(count) for count in (client_threads, QUICK_THREADS, CHANGE_THREADS))
 
     def add_task(self, channel):
+        if channel.close_when_flushed:  # the last answer is said, or the connection is a peer's now
+            channel.forget_requests()
+            return
         request = channel.requests[0]
         path, headers = getattr(request, "path", ""), request.headers
         if path.startswith("/raft/") and "UPGRADE" in headers and not request.error:
@@ -188,7 +235,7 @@ class Dispatcher:
     def _hand_to_peers(self, channel, headers):
         """The connection lives on in a second descriptor; waitress closes its own."""
         peer_socket = channel.socket.dup()
-        channel.requests = []
+        channel.forget_requests()
         channel.close_when_flushed = True
         self._peers.serve(peer_socket, {name.lower().replace("_", "-"): value for name, value in headers.items()})
 
@@ -212,7 +259,7 @@ class Listener:
         self._server = create_server(
             app, sockets=[listening], _dispatcher=self._dispatcher, ident="raftd", clear_untrusted_proxy_headers=False,
             connection_limit=_allowed_connections(settings.max_connections), asyncore_use_poll=True,
-            max_request_body_size=settings.max_value_bytes + (1 << 20))
+            max_request_header_size=MAX_HEAD_BYTES, max_request_body_size=settings.max_value_bytes + (1 << 20))
         self._server.channel_class = Channel
         self._server.raft_headers, self._server.max_value_bytes = node.headers, settings.max_value_bytes
         self._dispatcher.lane = Lane(node, lambda: self._wake.pull_trigger(), self._dispatcher.add_task, self._dispatcher.add_client_task)
