@@ -10,6 +10,7 @@ import threading
 from contextlib import suppress
 
 from raftd import __version__, listener
+from raftd.config import is_name
 from raftd.errors import REPLACE_NODE, DamagedFiles, Refusal, StartupError, Stopping, StorageFailed
 from raftd.joining import NO_MEMBER, Joiner, find_cluster, voters_at
 from raftd.kv import KeyValueStore
@@ -278,7 +279,7 @@ class Server:
         if (fields.get("raft-to"), fields.get("raft-to-id")) != (identity["name"], identity["id"]):
             raise Refusal(f"this server is {identity['name']}, with other files than those of {fields.get('raft-to')}")
         sender, index = fields.get("raft-from", ""), fields.get("raft-configuration", "")
-        if not sender or not index.isdecimal():
+        if not is_name(sender) or not re.fullmatch(r"[0-9]{1,19}", index):
             raise Refusal("the peer does not say who it is")
         self._node.admit(sender, int(index))
         return sender

@@ -5,7 +5,6 @@ call between peers costs neither HTTP nor a place in the queue of clients. Who c
 it is, and whom it wants to reach, by name and id; the other side refuses what does not fit before any message is read.
 """
 
-import http.client
 import json
 import logging
 import socket
@@ -22,6 +21,7 @@ log = logging.getLogger(__name__)
 MAX_CONNECTIONS = 128  # of peers to one server: two for each, and those of members that are not known here yet
 _RECEIVE_BYTES, _MOST_BYTES = 1 << 16, 1 << 20  # one system call asks for at least, at most so much
 _MAX_HEAD = 8192  # bytes of an HTTP head between peers
+MAX_REASON = 500  # characters of why a peer refuses
 
 
 class Connection:
@@ -42,6 +42,7 @@ class Connection:
         except (OSError, ValueError, wire.WireError, Refusal) as error:  # ValueError: an address that cannot be one
             self.close()
             text = "timed out" if isinstance(error, TimeoutError) else getattr(error, "strerror", None) or str(error)
+            text = "".join(filter(str.isprintable, " ".join(text.split())))[:MAX_REASON]  # perhaps of a stranger, and for the log
             raise PeerUnreachable(f"{member.name} at {member.address}: {text}") from error
         if not isinstance(reply, wire.REPLIES[type(request)]):
             self.close()
@@ -78,9 +79,9 @@ class Connection:
         fields = {"Host": member.address, "Connection": "Upgrade", "Upgrade": wire.PROTOCOL, "Raft-Lane": self._lane,
                   **self._hello(member)}
         self._socket.sendall(b"GET /raft/ HTTP/1.1\r\n" + _head(fields))
-        status, text = self._read_answer(deadline)
+        status, body = _read_answer(self._socket, deadline)
         if status != 101:
-            raise Refusal(text)
+            raise Refusal(body.decode(errors="replace").strip() or f"HTTP status {status}")
 
     def _look_up(self, host, port, deadline):
         """An answer that comes too late for one call is there for the next."""
@@ -91,21 +92,6 @@ class Connection:
         finally:
             if self._lookup.done:
                 self._lookup = None
-
-    def _read_answer(self, deadline):
-        """(status, the text that says why if it is not 101)."""
-        head = b""
-        while b"\r\n\r\n" not in head:
-            self._socket.settimeout(_remaining(deadline))
-            data = self._socket.recv(_MAX_HEAD)
-            if not data or len(head) > _MAX_HEAD:
-                raise wire.WireError("no answer that HTTP knows")
-            head += data
-        status, _, body = head.partition(b"\r\n\r\n")
-        fields = status.split(None, 2)
-        if len(fields) < 2 or not fields[1].isdigit():
-            raise wire.WireError("no answer that HTTP knows")
-        return int(fields[1]), body.decode(errors="replace").strip() or f"HTTP status {fields[1].decode()}"
 
     def close(self):
         if self._socket is not None:
@@ -161,15 +147,17 @@ class Transport:
 
     def identify(self, address):
         """Who answers at ``HOST:PORT``: a dict with name, id and cluster. Raises PeerUnreachable."""
+        deadline = time.monotonic() + self._settings.rpc_timeout_seconds * 5
         try:
             host, port = split_address(address)
-            with closing(http.client.HTTPConnection(host, port, timeout=self._settings.rpc_timeout_seconds * 5)) as connection:
-                connection.request("GET", "/raft/identity")
-                identity = json.loads(connection.getresponse().read(_MAX_HEAD))
-                return {field: str(identity[field]) for field in ("name", "id", "cluster")}
+            with closing(_connected(Lookup(host, port).result(deadline), deadline)) as asking:
+                asking.sendall(b"GET /raft/identity HTTP/1.0\r\n" + _head({"Host": address}))
+                _, body = _read_answer(asking, deadline, to_the_end=True)
+            identity = json.loads(body)
+            return {field: str(identity[field]) for field in ("name", "id", "cluster")}
         except OSError as error:
             raise PeerUnreachable(f"no raftd answers at {address}: {error.strerror or error}") from error
-        except (http.client.HTTPException, ValueError, KeyError, TypeError) as error:
+        except (wire.WireError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise PeerUnreachable(f"no raftd answers at {address}: something else does, or it is no address") from error
 
 
@@ -293,6 +281,22 @@ def _connected(addresses, deadline):
             candidate.close()
             failure = error
     raise failure
+
+
+def _read_answer(peer_socket, deadline, to_the_end=False):
+    """(status, body) of an answer of HTTP; of the body only what came with the head, unless all is wanted *to_the_end*."""
+    data, more = b"", True
+    while more and (to_the_end or b"\r\n\r\n" not in data):
+        if len(data) > _MAX_HEAD:
+            raise wire.WireError("no answer that HTTP knows")
+        peer_socket.settimeout(_remaining(deadline))
+        more = peer_socket.recv(_MAX_HEAD)
+        data += more
+    head, end, body = data.partition(b"\r\n\r\n")
+    fields = head.split(None, 2)
+    if not end or len(fields) < 2 or not fields[1].isdigit():
+        raise wire.WireError("no answer that HTTP knows")
+    return int(fields[1]), body
 
 
 def split_address(address):

@@ -487,7 +487,8 @@ STRANGERS = {
     "another cluster": {"Raft_Cluster": "0" * 32, "Raft_From": "n2"}, "unknown sender": {}, "nobody": {"Raft_From": ""},
     "for another server": {"Raft_To": "n9", "Raft_From": "n2"}, "for other files": {"Raft_To_Id": "0" * 32, "Raft_From": "n2"},
     "no configuration": {"Raft_Configuration": "", "Raft_From": "n2"}, "bad configuration": {"Raft_Configuration": "-1", "Raft_From": "n2"},
-    "other digits": {"Raft_Configuration": "\xb2", "Raft_From": "n2"},
+    "other digits": {"Raft_Configuration": "\xb2", "Raft_From": "n2"}, "far too many digits": {"Raft_Configuration": "9" * 5000},
+    "no name": {"Raft_From": "n2/x", "Raft_Configuration": "1000"},
 }
 
 

@@ -4,6 +4,7 @@ import logging
 import socket
 import threading
 import time
+from contextlib import contextmanager
 
 import pytest
 
@@ -459,6 +460,82 @@ def test_stop_during_serve_is_no_error(monkeypatch):
         stopping.join(5)
     wait_until(lambda: not serving(), "the thread ends")
     assert not errors
+
+
+def test_no_thread_for_a_peer_is_told_to_it_and_the_next_one_is_served(monkeypatch):
+    """The place of a connection that nobody serves was taken for good, and stop waited for a thread that never began."""
+    server = PeerServer(lambda fields: "n1", lambda *call: GRANTED)
+
+    def fail(thread):
+        raise RuntimeError("can't start new thread")
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    ours, theirs = socket.socketpair()
+    with theirs:
+        server.serve(ours, {"upgrade": wire.PROTOCOL})
+        assert theirs.recv(1000).startswith(b"HTTP/1.1 403 ") and ended(theirs)
+    monkeypatch.undo()
+    assert not server._open and not server._threads
+    server.stop()
+
+
+# Who answers at an address
+
+
+@contextmanager
+def answering(*pieces, pause=0.0):
+    """The address of somebody who says *pieces* to whoever asks, with a pause before each."""
+    stopping = threading.Event()
+
+    def answer():
+        asking, _ = listener.accept()
+        with asking:
+            asking.recv(4096)
+            for piece in pieces:
+                if stopping.wait(pause):
+                    return
+                try:
+                    asking.sendall(piece)
+                except OSError:
+                    return
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=answer)
+        thread.start()
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+        stopping.set()
+        thread.join(5)
+
+
+OK = b"HTTP/1.1 200 OK\r\n\r\n"
+IDENTITY = b'{"name": "n2", "id": "f00", "cluster": "c1"}'
+
+
+def test_who_answers_says_who_it_is():
+    with answering(OK[:7], OK[7:], IDENTITY[:5], IDENTITY[5:], pause=0.05) as address:
+        assert Transport(SETTINGS, None).identify(address) == {"name": "n2", "id": "f00", "cluster": "c1"}
+
+
+@pytest.mark.parametrize("answer", [b"", b"x", OK, OK + b"[]", OK + b"null", OK + b"[" * 8000, OK + IDENTITY[:-1], OK + b"\xff",
+                                    OK + b'{"name": "n2"}', OK + b" " * 100_000, b"x" * 100_000, b"HTTP/1.1 nine\r\n\r\n" + IDENTITY])
+def test_who_answers_something_else_is_no_raftd(answer):
+    with answering(answer) as address, pytest.raises(PeerUnreachable, match=f"no raftd answers at {address}"):
+        Transport(SETTINGS, None).identify(address)
+
+
+def test_who_answers_a_byte_at_a_time_is_not_waited_for():
+    """A join names the address; there are four threads for those who join, and each byte gave it as much time again."""
+    with answering(*(OK[at:at + 1] for at in range(len(OK))), *[b" "] * 100, pause=0.1) as address:
+        began = time.monotonic()
+        with pytest.raises(PeerUnreachable):
+            Transport(SETTINGS, None).identify(address)
+        assert time.monotonic() - began < 10 * SETTINGS.rpc_timeout_seconds
+
+
+def test_what_a_peer_gives_as_its_reason_is_one_short_line(connection):
+    """It goes to the log."""
+    with answering(b"HTTP/1.1 403 Forbidden\r\n\r\none\r\n2026 WARNING another\x1b[2J" + b"x" * 5000) as address:
+        with pytest.raises(PeerUnreachable) as caught:
+            connection().call(Member("n2", address), VOTE, 0)
+    assert str(caught.value).isprintable() and "one 2026 WARNING another[2Jx" in str(caught.value) and len(str(caught.value)) < 1000
 
 
 @pytest.mark.parametrize(("address", "parts"), [("localhost:4001", ("localhost", 4001)), ("[::1]:4001", ("::1", 4001))])
