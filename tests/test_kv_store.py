@@ -605,6 +605,25 @@ def test_no_flipped_byte_anywhere_gives_a_wrong_answer(tmp_path):
     assert noticed > 30 and verified > 30
 
 
+@pytest.mark.timeout(60)  # without the order of the keys the look at all of them went on for ever
+def test_a_page_in_the_place_of_another_is_damage(tmp_path):
+    """A disk that writes to the wrong place leaves rows that are all intact, twice, and others nowhere."""
+    path = closed_store_with_data(tmp_path)
+    whole = path.read_bytes()
+    pages = [whole[start:start + 4096] for start in range(0, len(whole), 4096)]
+    leaves = [number for number, page in enumerate(pages) if page[0] == 0x0A]
+    assert len(leaves) > 3
+    for place in leaves:
+        other = leaves[(leaves.index(place) + 2) % len(leaves)]
+        path.write_bytes(b"".join([*pages[:place], pages[other], *pages[place + 1:]]))
+        with pytest.raises(DamagedFiles, match="comes after"):
+            store = KeyValueStore(tmp_path)
+            try:
+                store.verify()
+            finally:
+                store.close()
+
+
 def test_a_bit_that_makes_another_type_of_a_key_is_damage_too(tmp_path):
     closed_store_with_data(tmp_path)
     edit(tmp_path, "UPDATE kv SET key = CAST(key AS BLOB) WHERE key = 'key77'")

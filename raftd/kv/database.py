@@ -102,6 +102,8 @@ def check_rows(connection, path, upwards=True, beyond=None, most_bytes=math.inf)
             check_row(path, key, value, modified_index, checksum)
         except StorageFailed as error:
             raise DamagedFiles(str(error)) from error
+        if last is not None and not (key > last if upwards else key < last):
+            raise DamagedFiles(f"{path}: damaged: key {key!r} comes after {last!r}: a page of the file is not where it was")
         size, last = size + len(value) + _ROW_BYTES, key
         if size > most_bytes:
             return last
