@@ -23,6 +23,8 @@ def join(node, identify, name, address, voter, deadline):
     _check_leads(node)
     identity = _identity_at(node, identify, name, address)
     newcomer = Member(name, address, False, identity["id"])
+    if not newcomer.is_sound():
+        raise BadRequest(f"the server at {address} has an id that no raftd has")
     node.change_configuration(partial(_with_address, newcomer=newcomer, voter=voter), deadline)
     if voter and node.look(lambda raft: raft.configuration.members.get(name)) != replace(newcomer, voter=True):
         try:

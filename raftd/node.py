@@ -47,7 +47,7 @@ from raftd.errors import (
 from raftd.raft.configuration import Configuration, Configurations
 from raftd.raft.core import Raft
 from raftd.raft.log import Log
-from raftd.raft.messages import COMMAND, CONFIGURATION, AppendEntries, InstallSnapshot, RequestVote
+from raftd.raft.messages import COMMAND, CONFIGURATION, AppendEntries, InstallSnapshot, ReadIndex, RequestVote
 from raftd.raft.roles import Candidate, Leader
 
 log = logging.getLogger(__name__)
@@ -665,8 +665,7 @@ class Node:
             if self._stopping.is_set() or self._silent:
                 raise Refusal(f"{self.name} is stopping" if self._stopping.is_set() else f"{self.name}: {self._silent}")
             self._admit_locked(sender, configuration_index, self._known_configurations_locked(request))
-            if request.term > self._raft.term + MAX_TERM_STEP:
-                raise Refusal(f"term {request.term} cannot be: it is {self._raft.term} here")
+            self._check_truth_locked(sender, request)
             if isinstance(request, AppendEntries) and request.entries:
                 self._check_room_locked()
             self._raft.tick(time.monotonic())
@@ -677,6 +676,14 @@ class Node:
         if wants_chunk:
             self._store_chunk(answer)
         return answer.reply if future is None else self._wait_for_reply(answer, future)
+
+    def _check_truth_locked(self, sender, request):
+        if request.term > self._raft.term + MAX_TERM_STEP:
+            raise Refusal(f"term {request.term} cannot be: it is {self._raft.term} here")
+        if getattr(request, SENDERS.get(type(request), "leader_id")) != sender or sender == self.name:
+            raise Refusal(f"{sender} speaks for another server")
+        if contradiction := self._raft.contradiction(request):
+            raise Refusal(f"that cannot be: {contradiction}")
 
     def _check_room_locked(self):
         """What cannot be written or applied here must not pile up in memory: heartbeats are heard, entries have to wait.
@@ -1122,9 +1129,10 @@ class Node:
             return
         if self._state_machine.checkpoint() < position.index:
             raise StorageFailed(f"the state that was installed at {position.index} is not on the disk yet")
+        configuration = _configuration_at(position.index, position.configuration)
         with self._lock:
             self._raft.tick(time.monotonic())
-            self._raft.snapshot_installed(position.index, position.term, Configuration.decode(position.configuration))
+            self._raft.snapshot_installed(position.index, position.term, configuration)
             self._wake_applied_waiters_locked()
             self._settle_locked()
 
@@ -1134,6 +1142,7 @@ class Node:
         self._no_install_before = time.monotonic() + self._install_pause
 
 
+SENDERS = {RequestVote: "candidate_id", ReadIndex: "follower_id"}  # the field of a request that names its sender; else it is leader_id
 MAX_TERM_STEP = 1 << 40  # no honest peer is further ahead; one that lies cannot use the terms up
 
 
@@ -1147,7 +1156,7 @@ def restore(name, saved, position, settings, random, now):
     configurations = Configurations(base.index, base.configuration)
     for entry in saved.entries:
         if entry.kind == CONFIGURATION:
-            configurations.append(entry.index, Configuration.decode(entry.command))
+            configurations.append(entry.index, _configuration_at(entry.index, entry.command))
     was_installed = position.index == position.installed_index and position.index > 0
     agrees = raft_log.term_at(position.index) == position.term and (
         position.index == 0 or configurations.at(position.index)[1].encode() == position.configuration)
@@ -1158,13 +1167,21 @@ def restore(name, saved, position, settings, random, now):
     applied = position.index if agrees else base.index
     raft = Raft(name, saved.hard_state, raft_log, configurations, applied, settings, random, now)
     if not agrees:  # a crash came between the installation of a snapshot and the log
-        raft.snapshot_installed(position.index, position.term, Configuration.decode(position.configuration))
+        raft.snapshot_installed(position.index, position.term, _configuration_at(position.index, position.configuration))
     return raft
 
 
 def _is_waiting(role):
     """True for a server that knows no leader and has not begun a term of its own: it may go on so for hours."""
     return role.pre_vote if isinstance(role, Candidate) else not isinstance(role, Leader) and role.leader_id is None
+
+
+def _configuration_at(index, data):
+    """The members in *data*, of the log or of a state machine. Raises DamagedFiles: whoever has written that is no raftd."""
+    try:
+        return Configuration.decode(data)
+    except (ValueError, TypeError) as error:
+        raise DamagedFiles(f"the members at entry {index} cannot be: {error}; {REPLACE_NODE}") from error
 
 
 def _resolve(future, value):

@@ -70,6 +70,22 @@ def test_encode_and_decode_give_the_same():
     assert Configuration.decode(NOBODY.encode()) == NOBODY
 
 
+NO_CONFIGURATIONS = [
+    b"", b"null", b"1", b'""', b"{}", b'["ab"]', b"[1]", b'[["n1"]]', b'[["n1","a:1",true,"",0]]', b'[[1,"a:1",true,""]]',
+    b'[["n1",1,true,""]]', b'[["n1","a:1",1,""]]', b'[["n1","a:1",true,null]]', b'[[["n1"],"a:1",true,""]]', b'[["","a:1",true,""]]',
+    b'[["n1\\n","a:1",true,""]]', b'[["n1","\\ud800:1",true,""]]', '[["n1","é:1",true,""]]'.encode(), b'[["n1","a:1",true,"\\u0000"]]',
+    b'[["n1","a:1",true,""],["n1","b:1",true,""]]', b'[["' + b"n" * 1000 + b'","a:1",true,""]]', b"[" * 100_000, b"[" + b"9" * 5000 + b"]",
+    b"\xff",
+]
+
+
+@pytest.mark.parametrize("data", NO_CONFIGURATIONS, ids=lambda data: ascii(data[:40]))
+def test_what_encode_has_not_made_is_no_configuration(data):
+    """In a log it would stay: a name that is a number would end the threads of every server that reads it, at each start."""
+    with pytest.raises((ValueError, TypeError)):
+        Configuration.decode(data)
+
+
 def history():
     configurations = Configurations(0, cluster("a"))
     configurations.append(3, cluster("a", "b"))

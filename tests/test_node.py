@@ -23,7 +23,7 @@ from raftd.errors import (
 from raftd.node import Node
 from raftd.raft.configuration import Configuration, Member
 from raftd.raft.core import Base
-from raftd.raft.messages import AppendEntries, HardState, InstallSnapshot, RequestVote, TimeoutNow
+from raftd.raft.messages import COMMAND, AppendEntries, Entry, HardState, InstallSnapshot, RequestVote, TimeoutNow
 from raftd.storage import Identity, Saved
 
 FAST = Settings(heartbeat_seconds=0.05, election_timeout_seconds=0.3, rpc_timeout_seconds=0.25)
@@ -1058,6 +1058,34 @@ def test_strangers_and_impossible_terms_are_refused():
         with pytest.raises(Refusal):
             leader.handle(member, 100, AppendEntries(1 << 60, member, 0, 0))
         assert leader.status()["term"] == term and leader.status()["role"] == "leader"
+
+
+def test_what_no_honest_peer_says_is_refused_and_changes_nothing():
+    """Raft is not for liars. But what plainly cannot be was obeyed in part, and then a fault of ours in the log."""
+    with group() as nodes:
+        leader = nodes.leader()
+        leader.propose(b"a", 5)
+        nodes.commands_everywhere()
+        follower, other = nodes.followers(leader)
+        status = leader.status()
+        term, last = status["term"], status["last_log_index"]
+        last_term = leader.look(lambda raft: raft.log.last_term)
+        lies = [
+            (leader, follower.name, AppendEntries(term, follower.name, last, last_term), "leads term"),
+            (leader, follower.name, InstallSnapshot(term, follower.name, last + 9, term, 1, b"x", 0, b"x"), "leads term"),
+            (follower, other.name, AppendEntries(term, other.name, last, last_term), "leads term"),
+            (follower, other.name, AppendEntries(term + 1, other.name, last, last_term + 1), "is committed here"),
+            (follower, other.name, AppendEntries(term + 1, other.name, last - 1, last_term, (Entry(last, term + 1, COMMAND, b"b"),), last),
+             "is committed here"),
+            (follower, other.name, RequestVote(term + 1, leader.name, last, last_term, False, True), "speaks for another"),
+            (follower, other.name, TimeoutNow(term, leader.name), "speaks for another"),
+            (follower, follower.name, TimeoutNow(term, follower.name), "speaks for another"),
+        ]
+        for receiver, sender, lie, why in lies:
+            with pytest.raises(Refusal, match=why):
+                receiver.handle(sender, 0, lie)
+        assert {(node.status()["term"], node.status()["last_log_index"]) for node in nodes.nodes.values()} == {(term, last)}
+        assert leader.status()["role"] == "leader" and leader.propose(b"c", 5)
 
 
 # The end

@@ -19,6 +19,14 @@ class Member:
     voter: bool = True
     id: str = ""
 
+    MAX_TEXT = 300  # characters; an address may have 260
+
+    def is_sound(self):
+        """True if it is what its fields say: nothing else may get into a log, where it would stay."""
+        texts = (self.name, self.address, self.id)
+        return all(type(text) is str and text.isprintable() and len(text) <= self.MAX_TEXT for text in texts) \
+            and type(self.voter) is bool and bool(self.name) and self.address.isascii()
+
 
 @dataclass(frozen=True)
 class Configuration:
@@ -57,7 +65,18 @@ class Configuration:
 
     @classmethod
     def decode(cls, data):
-        return cls({row[0]: Member(*row) for row in json.loads(data)})
+        """What ``encode`` made *data* of. Raises ValueError or TypeError when it was not ``encode``."""
+        try:
+            rows = json.loads(data)
+        except RecursionError as error:
+            raise ValueError("no configuration is so deep") from error
+        if type(rows) is not list:
+            raise ValueError("no list of members")
+        members = [Member(*row) for row in rows if type(row) is list]
+        configuration = cls({member.name: member for member in members if member.is_sound()})
+        if len(configuration.members) != len(rows):
+            raise ValueError("a member that cannot be, or twice the same")
+        return configuration
 
 
 NOBODY = Configuration({})

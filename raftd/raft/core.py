@@ -9,6 +9,7 @@ Section numbers are those of the paper (Ongaro and Ousterhout 2014, extended ver
 """
 
 import math
+from itertools import chain, takewhile
 from typing import NamedTuple
 
 from raftd.errors import NoLeader, NoQuorum, NotLeader
@@ -379,6 +380,22 @@ class Raft:
         self._answers.append(answer)
         self._release_answers()
         return answer
+
+    def contradiction(self, request):
+        """What shows that no server which keeps to the rules has sent *request*, or None.
+
+        Raft is for servers that fail, not for those that lie. But what plainly cannot be is better refused than obeyed.
+        """
+        if not isinstance(request, (AppendEntries, InstallSnapshot)):
+            return None
+        if request.term == self.term and self.leader_id not in (None, request.leader_id):
+            return f"{self.leader_id} leads term {self.term}"
+        if isinstance(request, AppendEntries) and request.term >= self.term:
+            claims = chain([(request.prev_log_index, request.prev_log_term)], ((entry.index, entry.term) for entry in request.entries))
+            for index, term in takewhile(lambda claim: claim[0] <= self.commit_index, claims):
+                if index >= self.log.snapshot_index and self.log.term_at(index) != term:
+                    return f"entry {index} is committed here, and of term {self.log.term_at(index)}, not {term}"
+        return None
 
     def answer_now(self, answer):
         """The caller waits no longer: reply with what is durable so far, if the term is."""
