@@ -113,18 +113,24 @@ def remains(operations, final):
 # What the indexes say
 
 
+def _preceded(answered):
+    """(operation, that with the highest index of those which had ended when it began) for each of *answered*, but the first ones."""
+    ended, highest, by_end = 0, None, sorted(answered, key=attrgetter("returned"))
+    for operation in sorted(answered, key=attrgetter("invoked")):
+        while by_end[ended].returned < operation.invoked:
+            if highest is None or by_end[ended].index > highest.index:
+                highest = by_end[ended]
+            ended += 1
+        if highest is not None:
+            yield operation, highest
+
+
 def _global_order(history):
     """The log has one order: whoever asks later stands later in it, or reads a later state, whatever the key."""
-    found, ended, highest, source = [], 0, 0, None
     answered = [operation for operation in history if operation.outcome == OK and operation.index is not None]
-    by_end = sorted(answered, key=attrgetter("returned"))
-    for operation in sorted(answered, key=attrgetter("invoked")):
-        while ended < len(by_end) and by_end[ended].returned < operation.invoked:
-            if by_end[ended].index > highest:
-                highest, source = by_end[ended].index, by_end[ended]
-            ended += 1
-        if not operation.stale and (operation.index < highest or operation.kind != GET and operation.index == highest):
-            found.append(Violation("order of the log", operation.key, f"{operation}\n  began after the end of  {source}"))
+    found = [Violation("order of the log", later.key, f"{later}\n  began after the end of  {earlier}")
+             for later, earlier in _preceded(answered)
+             if not later.stale and (later.index < earlier.index or later.kind != GET and later.index == earlier.index)]
     taken = {}
     for operation in answered:
         if operation.kind != GET and taken.setdefault(operation.index, operation) is not operation:
@@ -134,23 +140,14 @@ def _global_order(history):
 
 def _stale_order(history):
     """What one incarnation of a node shows never goes back, and is as new as was asked for."""
-    found, nodes = [], defaultdict(list)
+    nodes = defaultdict(list)
     for operation in history:
         if operation.kind == GET and operation.outcome == OK and operation.index is not None:
             nodes[operation.node].append(operation)
-            if operation.index < operation.min_index:
-                found.append(Violation("stale read", operation.key, f"older than min_index={operation.min_index}: {operation}"))
-    for reads in nodes.values():
-        ended, highest, source = 0, 0, None
-        by_end = sorted(reads, key=attrgetter("returned"))
-        for operation in sorted(reads, key=attrgetter("invoked")):
-            while ended < len(by_end) and by_end[ended].returned < operation.invoked:
-                if by_end[ended].index > highest:
-                    highest, source = by_end[ended].index, by_end[ended]
-                ended += 1
-            if operation.index < highest:
-                found.append(Violation("stale read", operation.key, f"the node went back: {operation}\n  began after  {source}"))
-    return found
+    found = [Violation("stale read", read.key, f"older than min_index={read.min_index}: {read}")
+             for reads in nodes.values() for read in reads if read.index < read.min_index]
+    return found + [Violation("stale read", later.key, f"the node went back: {later}\n  began after  {earlier}")
+                    for reads in nodes.values() for later, earlier in _preceded(reads) if later.index < earlier.index]
 
 
 def _check_key(key, operations):

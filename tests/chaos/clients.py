@@ -13,6 +13,8 @@ CONTENDED_KEYS, QUIET_KEYS = 3, 3  # the first are everybody's all the time, the
 LARGE_BYTES = (30_000, 200_000)
 PAUSE_SECONDS = 0.012  # between two operations of a client, on average
 CLIENT_TIMEOUTS = (0.7, 1.5, 4.0)  # how long a client waits for its answer: some give up before the server does
+EXPECTED = {"not_found", "precondition_failed", "not_leader", "no_leader", "no_quorum", "commit_timeout", "leadership_lost", "discarded",
+            "overloaded", "storage_failed", "stopping"}  # the codes of errors that a fault explains, or a client
 MOST_HOPS = 2  # redirects that a client follows
 
 # What a client does next, how often of 100.
@@ -126,13 +128,11 @@ class Clients:
             hops += 1
             node = next((other for other in self._nodes() if other.address == answer.leader), node)
         self._learn(answer, node)
+        if answer.status not in (200, 307, None) and answer.code not in EXPECTED:
+            self.strange.append(f"{method} {path} {headers} at {node.name}: {answer}")
         served_by = f"{node.name}#{node.incarnation}"
         if node not in self._nodes():  # it was started again meanwhile: which of the two has answered?
             served_by = f"{served_by} or later, {began}"
-        if answer.status is not None and (answer.status in (400, 500) and answer.code != "not_leader" or answer.code is None
-                                          and answer.status not in (200, 307)):
-            if not (answer.code == "storage_failed"):
-                self.strange.append(f"{method} {path} {headers} at {node.name}: {answer}")
         return operation_of(answer, kind, key, value, began, node=served_by, **more)
 
     def _learn(self, answer, node):
