@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from chaos.checker import DELETE, FAIL, GET, OK, PUT, UNKNOWN, Operation, remains, search, violations
 
 # "put a 0 1" is the value a, put from 0 to 1. Words after that: "ok" (or nothing), "fail", "unknown", "refused", "missing" (a delete of
-# no key), "stale", "absent" (If-None-Match: *), match=7 (If-Match), index=8, etag=7, min=6, on=NODE. A get of "-" found no such key.
+# no key), "stale", "absent" (If-None-Match: *), match=7 (If-Match), index=8, etag=7, min=6, on=NODE, key=KEY. A get of "-" found nothing.
 
 
 def operation(text):
@@ -25,9 +25,9 @@ def operation(text):
         name, equals, number = word.partition("=")
         if equals:
             name = {"match": "if_match", "min": "min_index", "on": "node"}.get(name, name)
-            fields[name] = number if name == "node" else int(number)
+            fields[name] = number if name in ("node", "key") else int(number)
     ended = math.inf if "unknown" in rest else float(ended)
-    return Operation(kind, "k", None if value == b"-" else value, float(began), ended, **fields)
+    return Operation(kind, fields.pop("key", "k"), None if value == b"-" else value, float(began), ended, **fields)
 
 
 def history_of(text):
@@ -71,6 +71,8 @@ GOOD = {
     "an unknown delete of a version": "put a 0 1 index=1 etag=1, delete 2 3 match=1 unknown, get - 4 5 index=2",
     "an unknown delete of a version that nobody has read": "put a 0 1 unknown, put b 2 3 index=2 etag=2, get b 4 5 index=2 etag=2,"
         " delete 4 5 match=3 unknown, get - 6 7 index=4",
+    "the order that needs fewest unknown ones": "put a 0 10, put b 0 11 absent, put c 0 12, get c 13 14, get - 15 16, delete 0 1 unknown",
+    "two keys": "put a 0 1 index=1 etag=1, put b 2 3 index=2 etag=2 key=j, get a 4 5 index=2 etag=1",
     "a stale read": "put a 0 1 index=1 etag=1, put b 2 3 index=2 etag=2, get a 4 5 stale index=1 etag=1 on=n1,"
         " get b 6 7 stale index=2 etag=2 on=n1",
     "a stale read of an unknown put": "put a 0 1 unknown, get a 2 3 stale index=1 etag=1 on=n1, get a 4 5 index=1 etag=1",
@@ -113,6 +115,13 @@ BAD = {
         " put d 6 7 match=1 refused etag=4 index=5",
     "an unknown compare and set after another": "put a 0 1 index=1 etag=1, put b 2 3 match=1 unknown, put c 4 5 match=1 index=2 etag=2,"
         " get b 6 7 index=3 etag=3",
+    "an unknown put of an absent key that was never absent": "put a 0 1 index=1 etag=1, put b 2 3 absent unknown,"
+        " put c 4 5 match=1 refused etag=2 index=3",
+    "ETags that nobody has read go back": "put a 0 1 unknown, put b 0 1 unknown, put c 2 3 match=9 refused etag=5 index=6,"
+        " put d 4 5 match=9 refused etag=4 index=7",
+    "another key, written later, stands earlier": "put a 0 1 index=2 etag=2, put b 2 3 index=1 etag=1 key=j",
+    "another key, read later, shows an earlier state": "put a 0 1 index=1 etag=1, put b 2 3 index=2 etag=2 key=j, get a 4 5 index=1 etag=1",
+    "one index for two keys": "put a 0 9 index=1 etag=1, put b 0 9 index=1 etag=1 key=j",
     "ETags go back": "put a 0 1 index=5 etag=5, put b 2 3 index=4 etag=4",
     "one index for two": "put a 0 9 index=5 etag=5, delete 0 9 index=5",
     "one value, two ETags": "put a 0 1 index=1 etag=1, get a 2 3 index=1 etag=1, get a 4 5 index=2 etag=2",
@@ -129,7 +138,9 @@ BAD = {
     "a put seen stale and overwritten before it": "put a 0 1 unknown, put b 2 3, get b 4 5, get a 6 7 stale, get a 8 9, get b 10 11",
 }
 # What only the indexes tell: the values alone could be right.
-BY_INDEXES_ALONE = {"ETags go back", "one index for two", "one value, two ETags", "one ETag, two values",
+BY_INDEXES_ALONE = {"another key, written later, stands earlier", "another key, read later, shows an earlier state",
+                    "one index for two keys",
+                    "ETags go back", "one index for two", "one value, two ETags", "one ETag, two values",
                     "a value without an ETag", "a read older than an answer",
                     "a read that reflects more than it shows", "nothing there, but it was written", "a node goes back",
                     "older than min_index", "stale, and wrong where it stands", "stale, of nothing", "aborted read, stale",

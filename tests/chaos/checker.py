@@ -105,7 +105,7 @@ def remains(operations, final):
     *operations* are all on that key; *final* is what a read found after the last of them.
     """
     seen = {operation.value for operation in operations if operation.kind == GET and operation.outcome == OK}
-    late = {operation.value if operation.kind == PUT else None for operation in operations if operation.outcome == UNKNOWN
+    late = {operation.value for operation in operations if operation.outcome == UNKNOWN
             and operation.kind != GET and not (operation.kind == PUT and operation.value in seen)}
     return {final} | late
 
