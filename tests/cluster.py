@@ -759,6 +759,11 @@ class Network:
         host = self.host_of(server)
         return self.cut((host, f"INPUT -s {peer.address} -j DROP") for peer in self._peers_of(host))
 
+    def shut_off(self, server):
+        """The requests of its peers to *server* are lost; they hear its own, and their answers arrive."""
+        host = self.host_of(server)
+        return self.cut((host, f"INPUT -p tcp --dport {self.PORT} -s {peer.address} -j DROP") for peer in self._peers_of(host))
+
     def silence(self, server):
         """The requests of *server* to its peers are lost; it hears theirs, and its answers arrive."""
         host = self.host_of(server)

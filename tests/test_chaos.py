@@ -20,10 +20,10 @@ pytestmark = [pytest.mark.cluster, pytest.mark.root, pytest.mark.slow, needs_net
 
 def test_gaps():
     times = [1.0, 2.0, 5.0, 5.5]
-    assert longest_gap(times, 2.5, 3.0) == 3.0
-    assert longest_gap(times, 0.0, 0.5) == 0.0
-    assert longest_gap(times, 1.5, 9.0) == 3.0
-    assert longest_gap(times, 5.2, 5.3) == 0.5
+    assert longest_gap(times, 2.5, 3.0) == (2.0, 5.0)
+    assert longest_gap(times, 1.5, 9.0) == (2.0, 5.0)
+    assert longest_gap(times, 5.2, 5.3) == (5.0, 5.5)
+    assert longest_gap([], 5.2, 5.3) == (5.2, 5.3)
 
 
 @pytest.mark.timeout(600)

@@ -497,7 +497,7 @@ def test_1500_connections(tmp_path):
         assert sockets[1499].recv(1000).startswith(b"HTTP/1.1 200")
         for idle in sockets:
             idle.close()
-        assert writers.longest_wait < 1 and cluster.terms() == terms
+        assert writers.longest_wait < 5 and cluster.terms() == terms
 
 
 # Machines that are short of something

@@ -34,20 +34,21 @@ class Node(NamedTuple):
 class Clients:
     """*count* threads, until ``stop``. ``nodes()`` gives the Nodes there are; *seed* decides what they do, though not when.
 
-    ``history`` grows; ``take`` empties it. ``acknowledged`` are the times at which a write was.
+    ``history`` and ``acknowledged``, the times at which a write was, are those since ``start``, whose time is the first.
     """
 
     def __init__(self, nodes, count, seed):
         self._nodes, self._count, self._seed = nodes, count, seed
         self._lock, self._stopping, self._threads = threading.Lock(), threading.Event(), []
         self._generation = 0
-        self.counts, self.strange, self.acknowledged = Counter(), [], []
+        self.counts, self.strange = Counter(), []
 
     def start(self):
         """Begin with keys that nobody has used before."""
         self._generation += 1
         self._stopping.clear()
-        self.history, self.seen = [], defaultdict(list)  # key -> ETags that were seen there lately
+        self.history, self.acknowledged = [], [time.monotonic()]
+        self.seen = defaultdict(list)  # key -> ETags that were seen there lately
         self._leader = self._nodes()[0].address
         self._threads = [threading.Thread(target=self._run, args=(number,), name=f"client-{number}", daemon=True)
                          for number in range(self._count)]

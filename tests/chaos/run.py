@@ -30,7 +30,7 @@ class Options:
     seed: int = 0
     clients: int = 12
     faults: list = field(default_factory=lambda: list(FAULTS))
-    at_once: int = MOST_AT_ONCE
+    at_once: int = MOST_AT_ONCE  # in the first epoch; then one less in each, down to one, and again
     epoch_seconds: float = EPOCH_SECONDS
     every_fault: bool = False  # the first epoch goes on, at most so long again, until each fault has happened
     keep: str = ""  # where to put what a failed run leaves; "" is a new directory
@@ -47,7 +47,7 @@ class Report:
     faults: Counter = field(default_factory=Counter)
     fault_seconds: Counter = field(default_factory=Counter)
     gaps: dict = field(default_factory=dict)  # fault -> the longest time without an acknowledged write that it had a part in
-    longest_gap: float = 0.0
+    longest_gap: tuple = (0.0, "")  # and what happened meanwhile
     recoveries: list = field(default_factory=list)  # seconds from peace to the first write
     events: Counter = field(default_factory=Counter)  # elections and the like, from the logs
     most_unknown: int = 0
@@ -90,7 +90,7 @@ class _Run:
     def __init__(self, world, options, report, say):
         self._world, self._options, self._report, self._say = world, options, report, say
         self._clients = Clients(world.nodes, options.clients, options.seed)
-        self._nemesis = Nemesis(world, options.seed, options.faults, options.at_once)
+        self._nemesis = Nemesis(world, options.seed, options.faults)
         self._may_remain = {}  # key -> values that it may have in the end, of the epochs that are over
         self._refused, self._counted = set(), 0
         self._first_term = self._term()
@@ -104,7 +104,7 @@ class _Run:
     def _epoch(self, ends):
         self._report.epochs += 1
         self._clients.start()
-        self._nemesis.start()
+        self._nemesis.start(self._options.at_once - (self._report.epochs - 1) % self._options.at_once)
         last = ends + (ends - time.monotonic() if self._options.every_fault and self._report.epochs == 1 else 0)
         try:
             while (time.monotonic() < ends or time.monotonic() < last and self._nemesis.lacks) and not self._world.problems:
@@ -212,11 +212,13 @@ class _Run:
         for fault in done:
             report.fault_seconds[fault.name] += fault.ended - fault.began
         for fault in done[self._counted:]:
-            gap = longest_gap(times, fault.began, fault.ended)
-            report.gaps[fault.name] = max(report.gaps.get(fault.name, 0.0), gap)
-            report.longest_gap = max(report.longest_gap, gap)
+            began, ended = longest_gap(times, fault.began, fault.ended)
+            report.gaps[fault.name] = max(report.gaps.get(fault.name, 0.0), ended - began)
+            if ended - began > report.longest_gap[0]:
+                during = [f"{other.name} ({other.began - began:+.1f}..{other.ended - began:+.1f})" for other in done
+                          if other.began < ended and other.ended > began]
+                report.longest_gap = (ended - began, ", ".join(during))
         self._counted = len(done)
-        times[:] = times[-1:]
 
     def _violated(self, text):
         if text not in self._report.violations:
@@ -251,12 +253,12 @@ class _Run:
 
 
 def longest_gap(times, began, ended):
-    """The longest time without one of *times* (sorted) that has a part in the time from *began* to *ended*."""
+    """(from, to) of the longest time without one of *times* (sorted) that has a part in the time from *began* to *ended*."""
     first, last = max(0, bisect_right(times, began) - 1), bisect_left(times, ended)
     around = times[first:last + 1]
     if not around:
-        return ended - began
-    return max((later - earlier for earlier, later in zip(around, around[1:], strict=False)), default=0.0)
+        return began, ended
+    return max(zip(around, around[1:], strict=False), key=lambda gap: gap[1] - gap[0], default=(began, began))
 
 
 def _by_key(history):
@@ -298,7 +300,8 @@ def summary(report):
               f"{'fault':26}{'times':>7}{'seconds':>9}  longest without an acknowledged write"]
     for name in options.faults:
         lines.append(f"{name:26}{report.faults[name]:7}{report.fault_seconds[name]:9.1f}  {report.gaps.get(name, 0):8.2f} s")
-    lines += [f"{'all':26}{sum(report.faults.values()):7}{sum(report.fault_seconds.values()):9.1f}  {report.longest_gap:8.2f} s", ""]
+    lines += [f"{'all':26}{sum(report.faults.values()):7}{sum(report.fault_seconds.values()):9.1f}  {report.longest_gap[0]:8.2f} s"]
+    lines += [f"during the longest, in seconds from its beginning: {report.longest_gap[1]}", ""]
     lines += [f"{report.events[name]:8,}  {name}" for name in EVENTS]
     if report.recoveries:
         ordered = sorted(report.recoveries)
