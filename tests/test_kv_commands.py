@@ -68,6 +68,8 @@ def test_numbers_that_cannot_be_an_index_match_nothing_and_are_dropped():
         b"\x01\x00\x00\x00\x01kv",
         b"\x01\x01\x03\x00\x01kv",  # a condition of a later raftd
         b"\x01\x01\x10\x00\x01kv",
+        b"\x01\x01\x03\x00\x01k" + bytes(20),  # such a one, that could be read as a list
+        b"\x01\x01\x0c\x00\x01k" + bytes(20),
         b"\x01\x01\x00\x00\x05key",  # shorter than its key
         b"\x01\x02\x00\x00\x03keyrest",
         b"\x01\x01\x00\x00\x01\xff",  # not UTF-8

@@ -640,6 +640,13 @@ def test_a_bit_that_makes_another_type_of_a_key_is_damage_too(tmp_path):
     copied.close(), store.close(), receiver.close()
 
 
+def test_an_index_that_is_gone_is_damage(store, tmp_path):
+    apply(store, Set("a", b"1"))
+    edit(tmp_path, "DELETE FROM position")
+    with pytest.raises(StorageFailed, match="damaged: the index at which it stands is gone"):
+        store.read(Get("a"))
+
+
 def test_a_file_that_cannot_be_read_is_not_a_missing_key(store, tmp_path):
     apply(store, *(Set(f"key{i}", b"x" * 3000) for i in range(200)))
     store.checkpoint()

@@ -124,6 +124,12 @@ STATE = (
 """)],
         [TESTS + "test_an_unknown_command_changes_nothing"]),
     Mutant(
+        "unknown-condition-skipped",
+        "A condition of a kind that a later raftd has is taken for one of those that are known.",
+        "all servers must apply the same; version skew",
+        [Edit(COMMANDS, "if kind != _LISTED:", "if kind is None:")],
+        [COMMAND_TESTS + "test_unknown_bytes_stop_the_server"]),
+    Mutant(
         "row-checksum-not-checked",
         "A value whose bytes have changed on the disk is served as it is.",
         "SQLite: of 600 flipped bits 432 gave wrong rows; Protocol-Aware Recovery (FAST 2018)",
