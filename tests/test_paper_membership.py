@@ -152,6 +152,15 @@ def test_two_votes_at_once_are_refused(changed):
     assert raft.configuration == THREE
 
 
+def test_the_last_voter_stays():
+    """Without a voter there is no majority, and nothing could be changed any more (thesis 4.1)."""
+    raft = server(1, configuration=members("n1"))
+    timeout(raft)
+    with pytest.raises(AssertionError):
+        raft.propose_configuration(members(learners=("n1",)))
+    assert raft.configuration == members("n1")
+
+
 @pytest.mark.parametrize("role", [follower, candidate])
 def test_only_the_leader_changes_the_membership(role):
     """A change is an entry like others: the leader makes it (thesis 4.1)."""
@@ -441,6 +450,7 @@ def test_who_is_asked_stands_at_once():
 def test_others_vote_for_the_successor_though_they_hear_the_leader():
     """An election that the leader has asked for is no disturbance (thesis 4.2.3; thesis 3.10)."""
     raft = follower(1)
+    assert not ask(raft, RequestVote(2, "n3", 1, 1, pre_vote=True, leadership_transfer=True)).vote_granted, "there is nothing to ask"
     assert ask(raft, RequestVote(2, "n3", 1, 1, leadership_transfer=True)) == RequestVoteReply(2, True)
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 from one_server import (
-    ELECTION, FIVE, HEARTBEAT, WITH_LEARNERS, accept, append, ask, candidate, finished, follower, heartbeat, leader, members, propose,
-    refuse, replicate, save, server, timeout,
+    ELECTION, FIVE, HEARTBEAT, WITH_LEARNERS, accept, answer_votes, append, ask, candidate, finished, follower, heartbeat, leader,
+    members, propose, refuse, replicate, save, server, timeout,
 )
 
 from raftd.errors import NoLeader
@@ -148,6 +148,17 @@ def test_read_waits_for_the_noop():
     assert read.ready and read.index == 3
 
 
+def test_read_is_ready_when_the_leaders_own_disk_commits_the_noop():
+    """Whatever commits the no-op ends the wait: also the leader's own disk, when the others were faster (thesis 6.4)."""
+    raft = candidate(1)
+    answer_votes(raft, "n2")
+    read = raft.read_index()
+    accept(raft, "n3", raft.data_for("n3"))
+    assert raft.is_leader and raft.commit_index == 0 and not read.ready
+    save(raft)
+    assert raft.commit_index == 2 and read.ready
+
+
 def test_read_index_of_a_new_leader_is_not_what_it_knew_before():
     """A read that began before the no-op was committed has the index of the no-op, at least: more may be committed (thesis 6.4)."""
     raft = leader(1, 1, applied=1, committed=False)
@@ -222,8 +233,10 @@ def test_askers_are_told_when_the_leader_steps_down():
 @pytest.mark.parametrize("role", [server, candidate])
 def test_who_knows_no_leader_cannot_read(role):
     """Without a leader there is nobody to confirm a read (thesis 6.4)."""
+    raft = role(1)
     with pytest.raises(NoLeader):
-        role(1).read_index()
+        raft.read_index()
+    assert raft.waiting_reads == 0
 
 
 # On a follower
@@ -348,6 +361,14 @@ def test_an_asker_is_told_what_is_committed():
     raft.handle(ReadIndex(raft.term, "n3"))
     accept(raft, "n2", raft.data_for("n2"))
     assert raft.request_for("n3").leader_commit == raft.commit_index == 3
+
+
+def test_who_is_no_member_may_ask():
+    """An asker may have been removed meanwhile, which its own log does not say yet: it gets its answer (thesis 6.4)."""
+    raft = leader(1)
+    answer = raft.handle(ReadIndex(raft.term, "n9"))
+    accept(raft, "n2")
+    assert answer.reply == ReadIndexReply(raft.term, 2)
 
 
 def test_reads_in_wait_are_counted_and_can_be_given_up():
