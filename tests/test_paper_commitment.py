@@ -1,7 +1,7 @@
 """When an entry is committed, and who learns of it (sections 5.3 and 5.4; Figure 2, Rules for Servers)."""
 
 from one_server import (
-    FIVE, HEARTBEAT, WITH_LEARNERS, accept, append, ask, follower, leader, members, propose, refuse, replicate, save,
+    FIVE, FOURTH, HEARTBEAT, THREE, WITH_LEARNERS, accept, append, ask, follower, leader, members, propose, refuse, replicate, save,
 )
 
 from raftd.raft.core import Raft
@@ -46,6 +46,18 @@ def test_as_much_is_committed_as_a_majority_has():
         propose(raft)
     for peer, index in (("n2", 8), ("n3", 5), ("n4", 4), ("n5", 3)):
         replicate(raft, peer, up_to=index)
+    assert raft.commit_index == 5
+
+
+def test_a_leader_takes_no_commit_back():
+    """When a voter joins, a majority of the new configuration may have less: what is committed stays committed (section 5.4)."""
+    raft = leader(1)
+    for _ in range(3):
+        propose(raft)
+    replicate(raft, "n2")
+    raft.propose_configuration(THREE.with_member(FOURTH))
+    save(raft)
+    replicate(raft, "n3", up_to=3)
     assert raft.commit_index == 5
 
 

@@ -360,6 +360,7 @@ def test_single_server_leads_itself():
 def test_a_new_leader_is_heard_at_once():
     """A server that has won tells all others, so that no other election begins (Figure 2, leaders, 1)."""
     raft = leader(1, committed=False)
+    assert raft.next_request_at("n2") == raft.next_request_at("n9") == float("inf"), "now, and later nothing; a stranger never"
     for peer in ("n2", "n3"):
         request = raft.request_for(peer)
         assert (request.term, request.leader_id, request.entries) == (raft.term, "n1", ())
@@ -527,6 +528,15 @@ def test_check_quorum_hears_a_majority_of_voters_only():
     for _ in range(20):
         heartbeat(kept, "n3")
     assert kept.is_leader
+
+
+def test_a_leader_knows_how_long_a_peer_has_been_silent():
+    """What an answer is for the leader's office it is for the operator, who asks which peer is away (thesis 6.2)."""
+    raft = leader(1)
+    heartbeat(raft, "n2")
+    heartbeat(raft, "n3")
+    assert [round(raft.silent_for(name), 3) for name in ("n2", "n3", "n9")] == [HEARTBEAT, 0, 0]
+    assert follower(1).silent_for("n2") == 0
 
 
 def test_check_quorum_needs_more_than_half():

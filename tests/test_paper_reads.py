@@ -41,6 +41,15 @@ def test_a_read_asks_at_once():
     assert raft.request_for("n2") is None, "and once"
 
 
+def test_a_read_that_is_confirmed_asks_nobody_more():
+    """With a majority the round is over: the others hear from the leader when it is time (thesis 6.4)."""
+    raft = leader(1)
+    heartbeat(raft, "n2", "n3")
+    read = raft.read_index()
+    accept(raft, "n2")
+    assert read.ready and raft.request_for("n3") is None
+
+
 def test_request_under_way_does_not_confirm_a_later_read():
     """An answer to a request that was sent before the read began proves nothing about it (thesis 6.4). Stale reads of etcd came so.."""
     raft = leader(1)

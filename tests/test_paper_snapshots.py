@@ -2,8 +2,8 @@
 
 import pytest
 from one_server import (
-    ELECTION, HEARTBEAT, THREE, accept, append, ask, configuration_entry, entries, follower, heartbeat, leader, members, propose, refuse,
-    replicate, save, server, snapshot, state, terms,
+    ELECTION, FIVE, HEARTBEAT, THREE, accept, append, ask, configuration_entry, entries, follower, heartbeat, leader, members,
+    propose, refuse, replicate, save, server, snapshot, state, terms,
 )
 
 from raftd.raft.core import Base, Raft
@@ -94,6 +94,7 @@ def test_snapshot_is_sent_when_entries_are_compacted():
     raft.snapshot_offered("n3", 11, 3, 10, b"sum")
     request = raft.data_for("n3")
     assert request == InstallSnapshot(raft.term, "n1", 11, 3, 10, b"sum", 0)
+    assert raft.is_sending_snapshot_to("n3") and not raft.needs_snapshot("n3"), "one is enough"
     raft.handle_reply("n3", request, InstallSnapshotReply(raft.term, 10, True))
     assert raft.match_index("n3") == 11
     assert raft.data_for("n3") == AppendEntries(raft.term, "n1", 11, 3, raft.log.entries(12, 12), 12, 0)
@@ -134,6 +135,15 @@ def test_a_chunk_that_is_not_answered_is_sent_again():
     assert not raft.has_data_for("n3")
     heartbeat(raft, "n3")
     assert raft.data_for("n3").offset == 4
+
+
+def test_no_snapshot_is_made_for_who_does_not_answer():
+    """A copy of all the data is made when there is somebody to take it (section 5.5)."""
+    raft = behind()
+    raft.handle_reply("n3", raft.request_for("n3"), None)
+    assert not raft.needs_snapshot("n3")
+    heartbeat(raft, "n3")
+    assert raft.needs_snapshot("n3")
 
 
 def test_answers_to_another_snapshot_do_not_count():
@@ -178,7 +188,7 @@ def test_another_leaders_snapshot_does_not_count():
 
 
 def test_an_installed_snapshot_counts_like_entries():
-    """What a snapshot stands for is on the follower's disk, and commits (section 7)."""
+    """What a snapshot stands for is on the follower's disk: with the entries after it, it makes a majority (section 7)."""
     raft = leader(3, snapshot=(10, 2), committed=False)
     refuse(raft, "n3", (11, 3), 5)
     raft.snapshot_offered("n3", 11, 3, 10, b"sum")
@@ -242,6 +252,29 @@ def test_compaction_keeps_what_a_snapshot_that_is_being_made_needs():
     assert raft.log.first_index == 22
 
 
+def test_compaction_waits_for_the_oldest_of_two_snapshots():
+    """Each receiver needs what comes after its own (thesis 5)."""
+    raft = leader(*[1] * 20, configuration=FIVE)
+    raft.applied(21)
+    raft.log.compact(5)
+    for peer, index in (("n4", 12), ("n5", 17)):
+        refuse(raft, peer, (20, 1), 2)
+        raft.snapshot_offered(peer, index, 1, 10, b"sum")
+    raft.compact(21, 1, 1 << 20)
+    save(raft)
+    assert raft.log.first_index == 13
+
+
+def test_compaction_leaves_the_tail_though_a_newer_snapshot_is_under_way():
+    """A snapshot that needs less than the tail does not make the tail shorter (thesis 5)."""
+    raft = sending()
+    raft.snapshot_withdrawn("n3")
+    raft.snapshot_offered("n3", 21, 1, 10, b"sum")
+    raft.compact(21, 4, 1 << 20)
+    save(raft)
+    assert raft.log.first_index == 18
+
+
 def test_compaction_waits_for_nobody_who_needs_no_snapshot():
     """Nothing is kept for who gets entries, nor by a server that does not lead (thesis 5)."""
     raft = leader(*[1] * 20)
@@ -253,6 +286,8 @@ def test_compaction_waits_for_nobody_who_needs_no_snapshot():
     other = server(1)
     other.reserve_snapshot("n3")
     other.snapshot_withdrawn("n3")
+    raft.snapshot_withdrawn("n9")
+    assert not raft.is_sending_snapshot_to("n9")
     assert raft.log.first_index == 21 and not other.is_sending_snapshot_to("n3")
 
 
@@ -361,8 +396,17 @@ def test_a_snapshot_that_comes_twice_changes_nothing():
     raft.snapshot_installed(5, 2, THREE)
     ask(raft, append(term=2, prev=(5, 2), terms=(2, 2), commit=7))
     raft.applied(7)
-    raft.snapshot_installed(5, 2, THREE)
-    assert (raft.last_applied, raft.log.last_index, raft.commit_index) == (7, 7, 7)
+    for index in (5, 7):
+        raft.snapshot_installed(index, 2, THREE)
+    assert (raft.last_applied, raft.log.last_index, raft.commit_index, raft.log.snapshot_index) == (7, 7, 7, 5)
+
+
+def test_a_snapshot_takes_no_commit_back():
+    """More may be committed here than the snapshot stands for, though it is not applied yet (Figure 2, volatile state)."""
+    raft = server(1, 1, 1, 1)
+    ask(raft, append(prev=(4, 1), commit=4))
+    raft.snapshot_installed(2, 1, THREE)
+    assert (raft.commit_index, raft.last_applied) == (4, 2)
 
 
 def test_what_is_committed_already_needs_no_snapshot():

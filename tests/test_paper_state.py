@@ -307,6 +307,17 @@ def test_what_waits_for_the_disk_is_written_whole():
     assert not raft.has_unsaved and raft.take_unsaved() is None
 
 
+def test_what_gathers_is_written_from_its_beginning():
+    """While one write is under way the next gathers: all of it, and nothing between is left out (Figure 2, persistent state)."""
+    raft = server(1)
+    raft.handle(append(prev=(1, 1), terms=(1,)))
+    raft.saved(raft.take_unsaved())
+    for index in (2, 3, 4):
+        raft.handle(append(prev=(index, 1), terms=(1,)))
+    unsaved = raft.take_unsaved()
+    assert unsaved.log_from == 3 and unsaved.entries == raft.log.entries(3, 5)
+
+
 def test_one_write_is_limited():
     """A write that takes long counts as a failed disk: what is large is written, and forgotten, in steps (thesis 5.2)."""
     raft = server(1)
@@ -440,6 +451,17 @@ def test_a_write_under_way_when_a_snapshot_comes_says_nothing_of_what_follows():
     assert unsaved.base[:2] == (5, 2) and unsaved.entries == entries(2, 2, first=6)
     raft.saved(unsaved)
     assert answer.reply == AppendEntriesReply(2, True, 7)
+
+
+@pytest.mark.parametrize("written", [1, 7])
+def test_a_write_under_way_when_a_snapshot_comes_takes_nothing_back(written):
+    """What the snapshot stands for is durable, however little the write that ends then was about (section 7)."""
+    raft = server(1)
+    raft.handle(append(prev=(1, 1), terms=(1,) * written))
+    late = raft.take_unsaved()
+    raft.snapshot_installed(5, 2, THREE)
+    raft.saved(late)
+    assert raft.saved_index == raft.last_applied == 5
 
 
 def test_an_installed_snapshot_is_confirmed_when_the_log_follows_on_disk():

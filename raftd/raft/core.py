@@ -731,9 +731,8 @@ class Raft:
             return
         if reply.installed:
             progress.snapshot = progress.reserved_from = None
-            progress.match_index = max(progress.match_index, request.last_included_index)
+            progress.match_index = max(progress.match_index, request.last_included_index)  # which is committed
             progress.next_index = max(progress.next_index, progress.match_index + 1)
-            self._advance_commit_index()
         else:
             snapshot.offset = reply.next_offset
 
