@@ -55,7 +55,7 @@ class World:
 
     def __init__(self, directory, size):
         self.directory, self.size = Path(directory), size
-        self._lock, self._claims, self._numbers = threading.RLock(), {}, size
+        self._lock, self._claims, self._numbers = threading.Lock(), set(), size
         self.problems, self.notes = [], []  # what must not happen; what may
         self.ended = []  # servers that were replaced
         self.incarnations, self._expected_down, self._started = {}, set(), {}
@@ -117,7 +117,7 @@ class World:
 
     @contextmanager
     def claimed(self, count, rng, leader=None, but=()):
-        """So many servers that nobody else has, drawn by *rng*: the leader first if *leader* is true, never if it is False.
+        """So many servers that nobody else has, drawn by *rng*: the leader among them if *leader* is true, not if it is False.
 
         Gives [] when there are not enough.
         """
@@ -125,20 +125,16 @@ class World:
         with self._lock:
             free = [server for server in self.servers if server.name not in self._claims and server.running and server not in but]
             rng.shuffle(free)
-            if leader is False:
-                free = [server for server in free if server is not leads]
-            elif leader:
-                free = [server for server in free if server is leads] + [server for server in free if server is not leads]
-                free = free if free and free[0] is leads else []
-            chosen = free[:count] if len(free) >= count else []
-            for server in chosen:
-                self._claims[server.name] = True
+            if leader is not None:
+                free.sort(key=lambda server: server is not leads)
+                free = free[1:] if not leader and leads in free else free
+            chosen = free[:count] if len(free) >= count and (not leader or leads in free) else []
+            self._claims.update(server.name for server in chosen)
         try:
             yield chosen
         finally:
             with self._lock:
-                for server in chosen:
-                    self._claims.pop(server.name, None)
+                self._claims.difference_update(server.name for server in chosen)
 
     def find_leader(self, seconds=1.0):
         """The server that says it leads, of the highest term, or None."""
@@ -247,14 +243,14 @@ class World:
         with self._lock:
             self._numbers += 1
             new = self._new(self.network.host_of(server), f"n{self._numbers}")
-            self._claims[new.name] = True
+            self._claims.add(new.name)
             self.servers[self.servers.index(server)] = new
             self.ended.append(server)
         try:
             self.bring_up([new], join=[other for other in self.servers if other is not new])
         finally:
             with self._lock:
-                self._claims.pop(new.name, None)
+                self._claims.discard(new.name)
 
     def restore_members(self, seconds):
         """All servers are voters, and nobody else is a member."""
