@@ -15,6 +15,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import defaultdict
@@ -587,40 +588,42 @@ class ControlGroup:
     *what* is "cpu" (percent of one core), "memory" (bytes, of those that are asked for from now on) or "pids" (threads).
     """
 
-    ROOT = Path("/sys/fs/cgroup")
     _FIRST = {"cpu": "cpu.cfs_quota_us", "memory": "memory.limit_in_bytes", "pids": "pids.max"}
     _SECOND = {"cpu": "cpu.max", "memory": "memory.max", "pids": "pids.max"}
 
     def __init__(self, server, what, limit):
-        first = self._is_first(what)
-        self._parent = self.ROOT / what if first else self.ROOT
+        files, self._parent = self._SECOND, _second_hierarchy(what)
+        self._mounted = None
+        if self._parent is None:
+            files, self._parent = self._FIRST, _first_hierarchy(what)
+        if self._parent is None:
+            self._parent = self._mounted = Path(tempfile.mkdtemp(prefix="raftd-cgroup-"))
+            _run("mount", "-t", "cgroup", "-o", what, "raftd-test", str(self._mounted))
         self._path = self._parent / f"raftd-{os.getpid()}-{time.monotonic_ns()}"
         self._path.mkdir()
         amount = limit * 1000 if what == "cpu" else limit  # microseconds in each 100,000
         try:
-            (self._path / (self._FIRST if first else self._SECOND)[what]).write_text(f"{amount}")
-            (self._path / "cgroup.procs").write_text(str(server.process.pid))
+            (self._path / files[what]).write_text(f"{amount}")
+            (self._path / "cgroup.procs").write_text(f"{server.process.pid}")
         except OSError:
-            self._path.rmdir()
+            self.end()
             raise
 
-    @classmethod
-    def _is_first(cls, what):
-        return (cls.ROOT / what).is_dir()
-
-    @classmethod
-    def is_possible(cls, what):
+    @staticmethod
+    def is_possible(what):
         """Whether this kernel, and whoever runs this, can do so."""
-        if cls._is_first(what):
-            return os.access(cls.ROOT / what, os.W_OK)
-        controllers = cls.ROOT / "cgroup.subtree_control"
-        return os.access(cls.ROOT, os.W_OK) and controllers.exists() and what in controllers.read_text().split()
+        known = [line.split() for line in Path("/proc/cgroups").read_text().splitlines()] if os.path.exists("/proc/cgroups") else []
+        mountable = any(fields[0] == what and fields[1] != "0" for fields in known)
+        return os.geteuid() == 0 and (mountable or _second_hierarchy(what) is not None)
 
     def end(self):
         for task in (self._path / "cgroup.procs").read_text().split():
             with suppress(ProcessLookupError):  # it has ended
                 (self._parent / "cgroup.procs").write_text(task)
         wait_until(self._removed, f"{self._path} can be removed")
+        if self._mounted:
+            _run("umount", str(self._mounted))
+            self._mounted.rmdir()
 
     def _removed(self):
         try:
@@ -628,6 +631,20 @@ class ControlGroup:
         except OSError:
             return not self._path.exists()
         return True
+
+
+def _mounts(kind):
+    """(path, options) of what is mounted of that kind."""
+    mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    return [(Path(fields[1]), fields[3].split(",")) for fields in mounts if fields[2] == kind]
+
+
+def _first_hierarchy(what):
+    return next((path for path, options in _mounts("cgroup") if what in options), None)
+
+
+def _second_hierarchy(what):
+    return next((path for path, _ in _mounts("cgroup2") if what in (path / "cgroup.subtree_control").read_text().split()), None)
 
 
 needs_cgroups = pytest.mark.skipif(not all(map(ControlGroup.is_possible, ("cpu", "memory", "pids"))), reason="needs cgroups")
