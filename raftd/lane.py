@@ -27,7 +27,8 @@ log = logging.getLogger(__name__)
 # A key without an escape, and nothing in the query but the one common level: what needs a closer look is not plain.
 _PLAIN = re.compile(r"/db/([A-Za-z0-9._~-][A-Za-z0-9._~/-]*)(\?level=stale)?")
 _UNUSUAL = {"CONNECTION", "EXPECT", "IF_MATCH", "IF_NONE_MATCH", "IDEMPOTENCY_KEY", "X_RAFT_FENCE"}
-MAX_PLAIN_BYTES = 64 * 1024  # a larger body lies in a file, which the reading thread should not wait for
+MAX_PLAIN_BYTES = 64 * 1024  # with larger bodies the reading thread should not be busy
+MAX_UNSENT_AT_ONCE = 16 << 20  # bytes of answers that clients did not take at once: then others have their turn first
 _READS, _WRITES = ("GET",), ("POST", "PUT", "DELETE")
 
 
@@ -55,6 +56,7 @@ class Lane:
         self._node, self._wake, self._next_request, self._otherwise = node, wake, next_request, otherwise
         self._most_bytes = min(MAX_PLAIN_BYTES, node.settings.max_value_bytes)
         self._finished, self._awake = deque(), False
+        self._unsent = 0
         self._pending = deque()  # in the order of their deadlines, since all have the same time
 
     def take(self, channel):
@@ -62,8 +64,6 @@ class Lane:
         request = channel.requests[0]
         match = _PLAIN.fullmatch(request.request_uri)
         if not match or len(match[1]) > MAX_KEY_BYTES or not self._is_plain(request):
-            return False
-        if channel.total_outbufs_len:  # a client that does not read its answers may hold up a thread of Flask's, but not this one
             return False
         key, level = match.groups()
         try:
@@ -111,11 +111,14 @@ class Lane:
 
     def finish(self):
         """Answer what is done."""
-        self._awake = False
-        while self._finished:
+        self._awake, self._unsent = False, 0
+        while self._finished and self._unsent < MAX_UNSENT_AT_ONCE:
             pending = self._finished.popleft()
             if pending.channel is not None:
                 self._answer(self._released(pending), pending)
+        if self._finished:
+            self._awake = True
+            self._wake()
 
     def expire(self):
         """Answer what has waited too long, and forget what is answered."""
@@ -182,6 +185,7 @@ class Lane:
             channel.write_soon(data)
         except ClientDisconnected:
             channel.will_close = True
+        self._unsent += len(data) if channel.total_outbufs_len else 0
         log_request(channel, channel.requests[0], status, time.monotonic() - channel.began)
         self._release(channel, last="Connection" in fields)
 

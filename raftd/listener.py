@@ -4,10 +4,13 @@ waitress reads requests in one thread and hands each complete one to a dispatche
 there (``lane``), so that no thread waits for them. For the rest it has three pools of threads, so that neither those who
 wait for a commit nor those who wait for a new member keep out who asks for the health of the node; and it takes the
 connections of peers out of waitress altogether: they get a thread of their own in ``transport.PeerServer``. Slow and idle
-connections cost waitress a place in its poll set and nothing else.
+connections cost waitress a place in its poll set and nothing else: no thread writes to a client that does not read, and what
+waits in memory for all of them together is bounded (``Backlog``).
 """
 
+import errno
 import logging
+import math
 import os
 import re
 import resource
@@ -18,14 +21,15 @@ from contextlib import suppress
 from http import HTTPStatus
 
 from waitress import create_server, wasyncore
+from waitress.buffers import OverflowableBuffer
 from waitress.channel import HTTPChannel
 from waitress.parser import HTTPRequestParser, ParsingError
 from waitress.task import ErrorTask, ThreadedTaskDispatcher, WSGITask
 from waitress.trigger import trigger
 from waitress.utilities import BadRequest as MalformedRequest
 
-from raftd.errors import BadRequest, RaftdError, StartupError, Stopping, TooLarge
-from raftd.lane import Lane, log_request
+from raftd.errors import BadRequest, Overloaded, RaftdError, StartupError, Stopping, TooLarge
+from raftd.lane import MAX_PLAIN_BYTES, Lane, log_request
 from raftd.web.answers import NOT_CACHED, error_body, error_fields, error_line
 
 log = logging.getLogger(__name__)
@@ -36,6 +40,11 @@ _QUICK_PATHS = ("/livez", "/readyz", "/status", "/raft/identity")
 _CHANGES = ("POST", "DELETE", "PUT")
 MAX_HEAD_BYTES = 64 * 1024  # of a request; a key may take 12 kB of it
 MAX_CHUNK_LINE_BYTES = 4096
+MAX_KEPT_BYTES = 64 * 1024  # in the buffer of a connection when all is sent
+MAX_BACKLOG_BYTES = 128 << 20  # what waits for clients, all together
+MAX_QUEUED_BYTES = 64 << 20  # bodies of requests that wait for a thread, all together
+SECONDS_BETWEEN_WARNINGS = 10.0
+ACCEPT_PAUSE_SECONDS = 0.1  # when there is no descriptor for another connection
 _REQUEST_LINE = re.compile(rb"[^\x00-\x20\x7f]+ [^\x00-\x20\x7f]+ HTTP/1\.[01]")
 _FIELD_NAME, _FIELD_VALUE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"), re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 
@@ -134,6 +143,8 @@ class Refused(ErrorTask):
 
     def _error(self):
         refusal = self.request.error
+        if isinstance(refusal, RaftdError):
+            return refusal
         if refusal.code in (413, 431):
             return TooLarge(f"the body is larger than {self.channel.server.max_value_bytes} bytes" if refusal.code == 413 else
                             "the head of the request is too large")
@@ -149,12 +160,64 @@ def _end_connection(task):
 
 
 class Channel(HTTPChannel):
-    """A connection of waitress. ``began`` is when the lane has taken its request."""
+    """A connection of waitress.
+
+    began  when the lane has taken its request
+    waits  its next request is begun when the client has taken the answers before: no thread must write what nobody reads
+    """
 
     task_class = Request
     error_task_class = Refused
     parser_class = Parser
-    began = 0.0
+    began, waits = 0.0, False
+    _kept_bytes = 0  # of answers, sent or not, that are still in a buffer
+
+    @property
+    def held_bytes(self):
+        """What waits in memory for the client: to be read by it, or for the rest of what it says."""
+        partial = self.request
+        return (self._kept_bytes if self.total_outbufs_len else 0) + (
+            partial.header_bytes_received + partial.body_bytes_received if partial else 0)
+
+    def received(self, data):
+        taken = super().received(data)
+        if self.request is not None:
+            self.server.backlog.add(self)
+        return taken
+
+    def write_soon(self, data):
+        count = super().write_soon(data)
+        self._kept_bytes += count
+        if self.total_outbufs_len:
+            self.server.backlog.add(self)
+        elif self._kept_bytes > MAX_KEPT_BYTES:
+            self._let_go()
+        return count
+
+    def _let_go(self):
+        """waitress keeps a buffer, and the memory of what was in it, until there is another answer."""
+        with self.outbuf_lock:
+            if not self.total_outbufs_len:
+                for buffer in self.outbufs:
+                    buffer.close()
+                self.outbufs, self.current_outbuf_count, self._kept_bytes = [OverflowableBuffer(self.adj.outbuf_overflow)], 0, 0
+
+    def writable(self):
+        return super().writable() or self.waits
+
+    def handle_write(self):
+        super().handle_write()
+        if self.connected and self._kept_bytes > MAX_KEPT_BYTES:
+            self._let_go()
+        if self.waits and self.connected and not self.total_outbufs_len:
+            self.waits = False
+            self.server.add_task(self)
+
+    def drop(self):
+        """End the connection, whether the client takes what there is for it or not: waitress waits until it does. In any thread."""
+        self.will_close = True
+        with suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
 
     def forget_requests(self):
         """None of those that wait will be answered."""
@@ -205,6 +268,40 @@ class Wake(trigger):
             log.exception("waiting requests could not be answered")
 
 
+class Backlog:
+    """The connections for which something waits in memory. When that is too much, those go on which nothing has moved for longest."""
+
+    def __init__(self, most_bytes):
+        self._most_bytes, self._channels = most_bytes, {}
+        self._dropped, self._told_at = 0, -math.inf
+
+    def add(self, channel):
+        """In any thread."""
+        self._channels[channel] = None
+
+    def shed(self):
+        """In the reading thread, before each wait."""
+        if not self._channels:
+            return
+        held = {channel: channel.held_bytes if channel.connected else 0 for channel in list(self._channels)}
+        for channel in [channel for channel, size in held.items() if not size]:
+            self._channels.pop(channel)
+        if (excess := sum(held.values()) - self._most_bytes) > 0:
+            self._drop(sorted(self._channels, key=lambda channel: channel.last_activity), held, excess)
+
+    def _drop(self, channels, held, excess):
+        for channel in channels:
+            if excess <= 0:
+                break
+            excess -= held.get(channel, 0)
+            self._channels.pop(channel)
+            channel.drop()
+            self._dropped += 1
+        if time.monotonic() > self._told_at + SECONDS_BETWEEN_WARNINGS:
+            log.warning("too much waits for clients that do not read, or do not go on: connections ended count=%s", self._dropped)
+            self._dropped, self._told_at = 0, time.monotonic()
+
+
 class Dispatcher:
     """Gives each request to the lane or to the threads that are for its kind, and connections of peers to *peers*."""
 
@@ -218,6 +315,9 @@ class Dispatcher:
         if channel.close_when_flushed:  # the last answer is said, or the connection is a peer's now
             channel.forget_requests()
             return
+        if channel.total_outbufs_len:
+            channel.waits = True
+            return
         request = channel.requests[0]
         path, headers = getattr(request, "path", ""), request.headers
         if path.startswith("/raft/") and "UPGRADE" in headers and not request.error:
@@ -230,11 +330,23 @@ class Dispatcher:
             self.add_client_task(channel)
 
     def add_client_task(self, channel):
+        request = channel.requests[0]
+        if request.body_bytes_received > MAX_PLAIN_BYTES:
+            queued = sum(waiting.requests[0].body_bytes_received for waiting in list(self._clients.queue) if waiting.requests)
+            if queued > MAX_QUEUED_BYTES:
+                request.error = Overloaded(f"{queued} bytes of requests are waiting; try again in a second")
+                self._quick.add_task(channel)
+                return
         self._clients.add_task(channel)
 
     def _hand_to_peers(self, channel, headers):
         """The connection lives on in a second descriptor; waitress closes its own."""
-        peer_socket = channel.socket.dup()
+        try:
+            peer_socket = channel.socket.dup()
+        except OSError as error:
+            log.warning("a connection of a peer is not taken error=%s", error)
+            channel.will_close = True
+            return
         channel.forget_requests()
         channel.close_when_flushed = True
         self._peers.serve(peer_socket, {name.lower().replace("_", "-"): value for name, value in headers.items()})
@@ -256,14 +368,19 @@ class Listener:
     def __init__(self, listening, app, peers, node):
         self._peers, settings = peers, node.settings
         self._dispatcher = Dispatcher(peers, settings.client_threads)
+        largest = settings.max_value_bytes + (1 << 20)  # of a body or an answer; neither goes to a file outside of the data path
         self._server = create_server(
             app, sockets=[listening], _dispatcher=self._dispatcher, ident="raftd", clear_untrusted_proxy_headers=False,
             connection_limit=_allowed_connections(settings.max_connections), asyncore_use_poll=True,
-            max_request_header_size=MAX_HEAD_BYTES, max_request_body_size=settings.max_value_bytes + (1 << 20))
+            max_request_header_size=MAX_HEAD_BYTES, max_request_body_size=largest, inbuf_overflow=2 * largest,
+            outbuf_overflow=2 * largest, outbuf_high_watermark=2 * largest)
         self._server.channel_class = Channel
+        self._server.backlog = Backlog(max(MAX_BACKLOG_BYTES, 8 * largest))
+        self._server.maintenance, self._server.accept = self._maintain, self._accept
+        self._accept_again_at, self._told_at = 0.0, -math.inf
         self._server.raft_headers, self._server.max_value_bytes = node.headers, settings.max_value_bytes
         self._dispatcher.lane = Lane(node, lambda: self._wake.pull_trigger(), self._dispatcher.add_task, self._dispatcher.add_client_task)
-        self._wake, self._stopping = Wake(self._server._map, self._finish, self._dispatcher.lane.expire), False
+        self._wake, self._stopping = Wake(self._server._map, self._finish, self._before_wait), False
         self._server.trigger.close()
         self._server.trigger = self._wake
         self._thread = threading.Thread(target=self._server.run, name="http")
@@ -281,8 +398,36 @@ class Listener:
         self._thread.join()
         self._peers.stop()
 
+    # In waitress's thread
+
+    def _before_wait(self):
+        self._dispatcher.lane.expire()
+        self._server.backlog.shed()
+        if not self._server.accepting and not self._stopping and time.monotonic() >= self._accept_again_at:
+            self._server.accepting = True
+
+    def _accept(self):
+        """A new connection, or None. Without a descriptor for it waitress would try again at once, and again, with a line of log each."""
+        try:
+            return wasyncore.dispatcher.accept(self._server)
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                raise
+            now = time.monotonic()
+            if now > self._told_at + SECONDS_BETWEEN_WARNINGS:
+                log.warning("new connections have to wait error=%s", error)
+                self._told_at = now
+            self._server.accepting, self._accept_again_at = False, now + ACCEPT_PAUSE_SECONDS
+            return None
+
+    def _maintain(self, now):
+        """End connections on which nothing has moved for long, be it that the client says nothing or that it takes nothing."""
+        for channel in list(self._server.active_channels.values()):
+            if channel.last_activity < now - self._server.adj.channel_timeout and (channel.total_outbufs_len or not channel.requests):
+                channel.drop()
+
     def _finish(self):
-        """In waitress's thread, whenever somebody has pulled."""
+        """Whenever somebody has pulled."""
         self._dispatcher.lane.finish()
         if self._stopping:
             wasyncore.close_all(self._server._map)

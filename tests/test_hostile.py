@@ -1,12 +1,22 @@
 """Clients that lie, dawdle, vanish or never read: what they must not get, and what they must not take from others."""
 
+import errno
+import select
+import socket
+import tempfile
+import threading
 import time
+from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
+from waitress import wasyncore
 
+from cluster import holds_for, the_fault_lasts, wait_until
 from raftd import listener
-from raftd.kv import Set
-from test_lane import NOT_PLAIN, PLAIN, LaneNode, Wire, asked, header, listening_for, request, status_of
+from raftd.kv import Found, Set
+from raftd.web import create_app
+from test_lane import NOT_PLAIN, PLAIN, LaneNode, NoPeers, Wire, asked, header, listening_for, request, status_of, stop
 
 MOST_CPU_SECONDS = 2.0  # for a head; a hundredth of it is what one takes
 
@@ -168,3 +178,191 @@ def test_nothing_is_done_behind_an_upgrade(node, port):
 def test_an_upgrade_elsewhere_is_no_upgrade(port, method):
     answer = asked(port, method, "/db/a", b"x" if method == "POST" else None, "Connection: Upgrade\r\nUpgrade: h2c\r\n")
     assert status_of(answer) == 200
+
+
+# Who does not read, does not go on, or does not come
+
+
+MIB = 1 << 20
+
+
+@contextmanager
+def serving_for(node, **settings):
+    """The Listener that answers for *node*, with these of its settings, and its port."""
+    node.settings = replace(node.settings, **settings)
+    listening = listener.bind("127.0.0.1", 0)
+    serving = listener.Listener(listening, create_app(node, "1.2.3"), NoPeers(), node).start()
+    try:
+        yield serving, listening.getsockname()[1]
+    finally:
+        stop(serving)
+
+
+@contextmanager
+def deaf(port, count, *said):
+    """So many connections that say that, and read nothing."""
+    sockets = []
+    try:
+        for _ in range(count):
+            one = socket.socket()
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            one.connect(("127.0.0.1", port))
+            one.sendall(b"".join(said))
+            sockets.append(one)
+        yield sockets
+    finally:
+        for one in sockets:
+            one.close()
+
+
+def wait_until_still(count):
+    """Until *count* has not changed for half a second."""
+    before = None
+    while before != (now := count()):
+        before = now
+        the_fault_lasts.wait(0.5)
+
+
+def held(serving):
+    """What waits for clients in memory, in bytes."""
+    return sum(channel.held_bytes for channel in list(serving._server.active_channels.values()))
+
+
+@pytest.mark.parametrize("more", [PLAIN, NOT_PLAIN], ids=["the lane", "Flask"])
+def test_who_asks_for_much_and_does_not_read_holds_no_thread(node, more):
+    """waitress made a thread wait until it had room for the next answer: as many such clients as threads, and nobody else had one."""
+    node.found = Found(b"x" * MIB, 41, 1040)
+    with serving_for(node, client_threads=4) as (_, port), deaf(port, 8, *40 * [request("GET", "/db/a", more=more)]):
+        wait_until(lambda: node.calls, "they are being answered")
+        wait_until_still(lambda: len(node.calls))
+        for _ in range(8):
+            assert status_of(asked(port, "GET", "/db/a", more=NOT_PLAIN, seconds=10)) == 200
+            assert status_of(asked(port, "POST", "/db/a", b"x", seconds=10)) == 200
+
+
+@pytest.mark.parametrize("more", [PLAIN, NOT_PLAIN], ids=["the lane", "Flask"])
+def test_who_reads_late_gets_all_answers(node, port, more):
+    node.found = Found(b"x" * MIB, 41, 1040)
+    with Wire(port, 20) as wire:
+        wire.send(*(30 * [request("GET", "/db/a", more=more)]))
+        wait_until(lambda: node.calls, "it is being answered")
+        holds_for(0.3, lambda: len(node.calls) < 30, "it waits for its client")
+        assert [len(wire.answer()[2]) for _ in range(30)] == 30 * [MIB]
+
+
+def test_what_clients_do_not_read_is_bounded(node, monkeypatch, caplog):
+    """Those go on which nothing has moved for longest, and one line says so."""
+    monkeypatch.setattr(listener, "MAX_BACKLOG_BYTES", 5 * MIB)
+    node.found = Found(b"x" * MIB, 41, 1040)
+    with serving_for(node, max_value_bytes=1000) as (serving, port), deaf(port, 40, *10 * [request("GET", "/db/a")]):
+        wait_until(lambda: len(serving._server.active_channels) < 30, "some are gone")
+        wait_until(lambda: held(serving) <= 9 * MIB, "little waits")
+        assert status_of(asked(port, "GET", "/db/a")) == 200
+        assert len(serving._server.active_channels) > 3, "too many are gone"
+    assert sum("connections ended" in line for line in caplog.messages) == 1
+
+
+def test_what_clients_do_not_complete_is_bounded(node, monkeypatch):
+    monkeypatch.setattr(listener, "MAX_BACKLOG_BYTES", 5 * MIB)
+    body = b"PUT /db/a HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n" + b"x" * 900_000
+    with serving_for(node) as (serving, port):
+        with deaf(port, 40, body):
+            wait_until(lambda: len(serving._server.active_channels) < 30, "some are gone")
+            wait_until(lambda: held(serving) <= 17 * MIB, "little waits")
+            assert status_of(asked(port, "PUT", "/db/b", b"x" * 1_000_000)) == 200
+        wait_until(lambda: not serving._server.active_channels, "none is left")
+    assert [call[1].key for call in node.calls] == ["b"]
+
+
+def test_large_writes_that_wait_for_a_thread_are_bounded(node, monkeypatch):
+    monkeypatch.setattr(listener, "MAX_QUEUED_BYTES", 2 * MIB)
+    free = threading.Event()
+    propose, node.propose = node.propose, lambda *call: free.wait(30) and propose(*call)
+    with serving_for(node, client_threads=1) as (_, port):
+        wires = [Wire(port, 30) for _ in range(40)]
+        for number, wire in enumerate(wires):
+            wire.send(request("PUT", f"/db/k{number}", b"x" * 200_000))
+        wait_until(lambda: select.select([wire.socket for wire in wires], [], [], 0)[0], "some are refused")
+        free.set()
+        answers = [wire.answer() for wire in wires]
+        for wire in wires:
+            wire.__exit__()
+    refused = [answer for answer in answers if status_of(answer) == 503]
+    assert refused and all((header(answer, "X-Raft-Error"), header(answer, "Retry-After")) == ("overloaded", "1") for answer in refused)
+    assert len(node.calls) == 40 - len(refused) >= 10
+
+
+def test_nothing_is_written_to_a_file_of_the_system(node, port, monkeypatch):
+    """waitress keeps what is large in temporary files, which are not in the data path, and take a descriptor each."""
+    def fail(*_, **__):
+        raise AssertionError("a temporary file")
+    monkeypatch.setattr(tempfile, "TemporaryFile", fail)
+    node.found = Found(b"x" * MIB, 41, 1040)
+    assert status_of(asked(port, "PUT", "/db/a", b"x" * MIB)) == 200
+    for more in (PLAIN, NOT_PLAIN):
+        assert len(asked(port, "GET", "/db/a", more=more)[2]) == MIB
+
+
+def test_a_connection_that_is_kept_keeps_no_answer(node):
+    node.found = Found(b"x" * MIB, 41, 1040)
+    with serving_for(node) as (serving, port):
+        wires = [Wire(port) for _ in range(10)]
+        for number, wire in enumerate(wires):
+            wire.send(request("GET", "/db/a", more=(PLAIN, NOT_PLAIN)[number % 2]))
+            assert len(wire.answer()[2]) == MIB
+        channels = list(serving._server.active_channels.values())
+        wait_until(lambda: all(channel.outbufs[0].buf is None for channel in channels), "the buffers are gone")
+        assert len(channels) == 10
+        for wire in wires:
+            wire.send(request("GET", "/db/a"))
+            assert len(wire.answer()[2]) == MIB
+            wire.__exit__()
+
+
+SILENT = {"says nothing": b"", "says half": b"GET /db/a HTTP/1.1\r\nHost:", "reads nothing of the lane": 10 * request("GET", "/db/a"),
+          "reads nothing of Flask": 10 * request("GET", "/db/a", more=NOT_PLAIN)}
+
+
+@pytest.mark.parametrize("said", SILENT.values(), ids=SILENT)
+def test_a_connection_on_which_nothing_moves_is_ended(node, said):
+    """Also one that does not read: for the end of its answers waitress would wait for ever."""
+    node.found = Found(b"x" * MIB, 41, 1040)
+    with serving_for(node) as (serving, port):
+        serving._server.adj.channel_timeout, serving._server.adj.cleanup_interval = 1, 1
+        serving._server.next_channel_cleanup = 0
+        with deaf(port, 3, said):
+            wait_until(lambda: len(serving._server.active_channels) == 3, "they are there")
+            wait_until(lambda: not serving._server.active_channels, "they are gone")
+        node.holds = lambda command: True
+        with Wire(port, 20) as waiting:  # for its commit, longer than that
+            waiting.send(request("POST", "/db/a", b"x"))
+            wait_until(lambda: node.held, "it waits")
+            holds_for(3, lambda: len(serving._server.active_channels) == 1, "it is let wait")
+            node.release(*node.held[0])
+            assert status_of(waiting.answer()) == 200
+
+
+def test_without_a_descriptor_connections_wait_and_the_log_is_not_flooded(node, monkeypatch, caplog):
+    """waitress tried again at once, with a line of the log each time, at the cost of a whole processor."""
+    accept, tries, lack = wasyncore.dispatcher.accept, [], [True]
+
+    def accept_if_there_is_one(self):
+        tries.append(time.monotonic())
+        if lack:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return accept(self)
+    with serving_for(node) as (_, port):
+        with Wire(port) as before:
+            before.send(request("GET", "/livez"))
+            assert status_of(before.answer()) == 200
+            monkeypatch.setattr(wasyncore.dispatcher, "accept", accept_if_there_is_one)
+            with Wire(port) as waiting:
+                waiting.send(request("GET", "/livez"))
+                began = time.monotonic()
+                wait_until(lambda: len(tries) >= 2, "it tries again")
+                assert (time.monotonic() - began) / len(tries) > listener.ACCEPT_PAUSE_SECONDS / 2, "it tries too often"
+                before.send(request("GET", "/livez"))
+                assert status_of(before.answer()) == 200
+                lack.clear()
+                assert status_of(waiting.answer()) == 200
+    assert sum("new connections have to wait" in line for line in caplog.messages) == 1
