@@ -104,17 +104,25 @@ def storage_errors(path, damage=StorageFailed):
         if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
             advice = f"; if it is so again at the next start, {REPLACE_NODE}" if damage is DamagedFiles else ""
             raise damage(f"{path}: damaged: {' '.join(str(error).split())}{advice}") from error
-        raise StorageFailed(f"{path}: {error}", full=code == sqlite3.SQLITE_FULL or _is_full(path)) from error
+        full, trouble = (True, "") if code == sqlite3.SQLITE_FULL else _trouble(path)
+        raise StorageFailed(f"{path}: {error}{trouble}", full=full) from error
     except OSError as error:
         raise StorageFailed(f"{path}: {error.strerror or error}", full=error.errno in _FULL_ERRNOS) from error
 
 
-def _is_full(path):
-    """True if the disk has no room: SQLite reports that as a mere I/O error where it grows its shared memory."""
+def _trouble(path):
+    """(whether the disk is full, what is wrong with it): SQLite knows of an I/O error, and says no more of it."""
     try:
-        return os.statvfs(os.path.dirname(path)).f_bavail == 0
+        status = os.statvfs(os.path.dirname(path))
     except OSError:
-        return False
+        return False, ""
+    if status.f_flag & os.ST_RDONLY:
+        return False, " (the file system is read-only)"
+    if status.f_bavail == 0:
+        return True, " (the disk is full)"
+    if status.f_files and status.f_favail == 0:
+        return True, " (no inode is free)"
+    return False, ""
 
 
 def execute_rows(cursor, insert, rows, after=""):

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster import (Client, Cluster, ControlGroup, RegisterClients, Writers, call, holds_for, in_threads, needs_cgroups, needs_root,
-                     needs_strace, the_fault_lasts, wait_until)
+from cluster import (ELECTION_SECONDS, Client, Cluster, ControlGroup, RegisterClients, Writers, call, holds_for, in_threads, needs_cgroups,
+                     needs_root, needs_strace, the_fault_lasts, wait_until)
 
 KIB = 1 << 10
 VALUE = bytes(range(256)) * 400  # 100 KiB: large enough to need new room on a disk
@@ -171,6 +171,43 @@ def test_a_full_disk_at_the_start_is_one_clear_line(tmp_path, small_disk):
         cluster.write("a", b"x")
 
 
+@pytest.mark.root
+@needs_root
+def test_a_disk_that_may_not_be_written_at_the_start_is_one_clear_line(tmp_path, small_disk):
+    """A file system that was mounted again for reading only, as the kernel does after errors. Nothing is lost by it."""
+    disk = small_disk("n1")
+    with Cluster(tmp_path, start=False) as cluster:
+        server = cluster.new(path=disk / "data").start()
+        cluster.write("a", b"x")
+        assert server.terminate() == 0
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        server.start(wait=False)
+        assert server.exit_status() == 1
+        lines = [line for line in server.log_of_this_start().splitlines() if line.startswith("raftd: ")]
+        assert len(lines) == 1 and "read-only" in lines[0], server.log_of_this_start()
+        subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
+        server.start()
+        cluster.leader()
+        assert server.get("a").body == b"x"
+
+
+@pytest.mark.root
+@needs_root
+def test_no_room_for_another_file_is_one_clear_line(tmp_path, small_disk):
+    """All inodes are taken."""
+    disk = small_disk("n1")
+    subprocess.run(["mount", "-o", "remount,nr_inodes=2", disk], check=True)
+    with Cluster(tmp_path, start=False) as cluster:
+        server = cluster.new(path=disk / "data")
+        server.start(wait=False)
+        assert server.exit_status() == 1
+        lines = [line for line in server.log().splitlines() if line.startswith("raftd: ")]
+        assert len(lines) == 1 and "no inode is free" in lines[0], server.log()
+        subprocess.run(["mount", "-o", "remount,nr_inodes=1000", disk], check=True)
+        server.start()
+        cluster.write("a", b"x")
+
+
 # Failing and slow disks
 
 
@@ -289,6 +326,29 @@ def test_a_damaged_log_is_refused_and_the_cluster_goes_on(tmp_path):
         damaged.start(join=leader)
         data = cluster.data_of_each()
         assert data["n1"] == data["n2"] == data["n3"] and len(data["n1"]) == 51
+
+
+def test_the_same_damage_on_a_majority_elects_nobody(tmp_path):
+    """Two logs have the same flipped byte: those two refuse to start, and the third neither leads alone nor answers from what is left."""
+    with Cluster(tmp_path) as cluster:
+        leader = cluster.leader()
+        assert leader.put("k", b"value-that-is-damaged" * 20).status == 200
+        cluster.wait_converged()
+        whole, *damaged = cluster.servers
+        for server in cluster.servers:
+            assert server.terminate() == 0
+        for server in damaged:
+            data = bytearray((server.path / "raft.db").read_bytes())
+            data[data.index(b"value-that-is-damaged")] ^= 1
+            (server.path / "raft.db").write_bytes(data)
+        whole.start()
+        for server in damaged:
+            server.start(wait=False)
+            assert server.exit_status() == 1
+            assert "damaged" in server.log_of_this_start().splitlines()[-1]
+        holds_for(3 * ELECTION_SECONDS, lambda: whole.status()["role"] != "leader", "nobody leads")
+        assert whole.get("k", "?timeout=1s").status == 503 and whole.put("k", b"other", "?timeout=1s").status != 200
+        assert whole.get("k", "?level=stale").body == b"value-that-is-damaged" * 20
 
 
 # Clients that are many, slow or hostile
