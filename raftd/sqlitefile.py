@@ -62,7 +62,9 @@ def check_wal(path):
         byteorder = {0x377F0682: "little", 0x377F0683: "big"}.get(magic)
         checksum = _wal_checksum(header[:24], (0, 0), byteorder)
         if not byteorder or checksum != (one, two):
-            raise _damaged_wal(path)
+            if any(file.read()):
+                raise _damaged_wal(path)
+            return  # it is synced before anything is written behind it: this one was interrupted, and nothing is lost
         intact, transactions = True, 0  # those that end after the first frame that is not intact
         while len(frame := file.read(_FRAME_HEADER.size + page_size)) == _FRAME_HEADER.size + page_size:
             _, pages_after_commit, *frame_salts, one, two = _FRAME_HEADER.unpack_from(frame)

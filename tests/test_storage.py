@@ -286,6 +286,23 @@ def test_flipped_bits_in_the_write_ahead_log_take_nothing_back(saved, tmp_path_f
     assert refused > 100
 
 
+@pytest.mark.parametrize("length", [13, 20, 31])
+def test_a_torn_header_of_the_write_ahead_log_has_lost_nothing(saved, tmp_path_factory, length):
+    """It is synced before anything is written behind it; but before what was written behind it, it is damage (fault 46)."""
+    copy = tmp_path_factory.mktemp("copy") / "data"
+    wal = crashed_copy(saved, copy)
+    data = wal.read_bytes()
+    torn = data[:length] + bytes(32 - length)
+    wal.write_bytes(torn + data[32:])
+    assert "raft.db-wal: damaged" in damage_of(copy)
+    wal.write_bytes(torn)
+    with opened(copy) as (storage, found):
+        assert terms(found) == [1] * len(found.entries) and len(found.entries) >= 10
+        storage.save(unsaved(entries(2, first=len(found.entries) + 1)))
+    with opened(copy) as (_, again):
+        assert terms(again) == [*terms(found), 2]
+
+
 def test_an_interrupted_start_leaves_nothing_that_counts(tmp_path):
     """The file gets its name when it is complete; an empty one with that name is damage."""
     (tmp_path / "raft.db.new").write_bytes(b"half of a file")
