@@ -429,7 +429,8 @@ KeyValueStore(sys.argv[1])
 
 
 def test_leftovers_of_copies_are_removed(opened, tmp_path):
-    for name in ("state.db.incoming-3", "state.db.incoming-3-journal", "state.db.outgoing-1", "state.db.new"):
+    for name in ("state.db.incoming-3", "state.db.incoming-3-journal", "state.db.outgoing-1", "state.db.new", "state.db.new-wal",
+                 "state.db.new-shm"):
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "raft.db").write_bytes(b"not mine")
     opened().close()

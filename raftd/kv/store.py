@@ -192,7 +192,7 @@ class KeyValueStore:
         self._remove_leftovers()
 
     def _remove_leftovers(self):
-        for kind in ("incoming-[0-9]*", "outgoing-[0-9]*", "new", "new-journal"):
+        for kind in ("incoming-[0-9]*", "outgoing-[0-9]*", "new", "new-journal", "new-wal", "new-shm"):
             for path in glob.glob(f"{glob.escape(self._path)}.{kind}"):
                 os.remove(path)
 
