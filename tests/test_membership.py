@@ -9,7 +9,7 @@ import pytest
 
 from cluster import holds_for, wait_until
 from raftd import membership
-from raftd.errors import BadRequest, CommitTimeout, NoQuorum, NotFound, NotLeader, RaftdError, Refusal
+from raftd.errors import BadRequest, CommitTimeout, LeadershipLost, NoQuorum, NotFound, NotLeader, RaftdError, Refusal
 from raftd.node import Node
 from raftd.raft.configuration import Configuration, Member
 from raftd.raft.messages import COMMAND, CONFIGURATION, AppendEntries, Entry, HardState
@@ -189,6 +189,22 @@ def test_a_learner_that_stays_behind_is_reported_as_still_at_work():
         assert [member["voter"] for member in leader.members()] == [True, False]
         nodes.wires.cut()
         leader.join("n2", "host:2", True, 10)
+
+
+def test_a_join_whose_leader_is_deposed_when_it_has_begun_is_perhaps_done():
+    """The learner is there, and the next leader may promote it: neither "it is so" nor "certainly not"."""
+    with clients(1) as pool, group() as nodes:
+        leader = nodes.leader()
+        nodes.add("n4")
+        nodes.wires.lose = lambda sender, receiver, request: "request" if receiver == "n4" and getattr(request, "entries", ()) else None
+        join = pool.submit(leader.join, "n4", "host:4", True, 20)
+        wait_until(lambda: len(leader.members()) == 4 and leader.look(
+            lambda raft: raft.commit_index >= raft.configurations.latest_index), "it is a learner")
+        nodes.wires.cut(leader.name)
+        with pytest.raises(LeadershipLost) as failure:
+            join.result(20)
+        assert failure.value.retry == "maybe"
+        nodes.wires.cut()
 
 
 def server_with(configuration, log):

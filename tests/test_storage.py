@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,16 @@ def test_a_conflict_replaces_rows(saved):
         assert terms(found) == [1, 1, 1, 2, 2, 3]
 
 
+def test_a_conflict_with_the_last_row_replaces_it(saved):
+    """Also when that row was saved since the file was opened."""
+    with opened(saved) as (storage, _):
+        storage.save(unsaved(entries(2, first=10)))
+        storage.save(unsaved(entries(2, 2, first=11)))
+        storage.save(unsaved(entries(3, first=12)))
+    with opened(saved) as (_, found):
+        assert terms(found) == [1] * 9 + [2, 2, 3]
+
+
 def test_compaction_moves_the_beginning(saved):
     two = ONE.with_member(Member("n2", "localhost:4002", False, "abc"))
     with opened(saved) as (storage, _):
@@ -158,6 +169,16 @@ def test_the_log_is_written_ahead_and_synced_fully(tmp_path):
         assert storage._connection.execute("PRAGMA synchronous").fetchone() == (2,)
     with opened(tmp_path) as (storage, _):
         assert storage._connection.execute("PRAGMA synchronous").fetchone() == (2,)
+
+
+def test_a_file_that_sqlite_does_not_sync_fully_is_refused(saved, monkeypatch):
+    """SQLite does not complain where it cannot do what it was told, it does less."""
+    class Stubborn(sqlite3.Connection):
+        def execute(self, statement, *values):
+            return super().execute(statement.replace("= FULL", "= NORMAL"), *values)
+    monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=Stubborn))
+    with pytest.raises(StorageFailed, match="refuses a write-ahead log with full syncs"):
+        Storage.open(saved)
 
 
 @needs_strace
@@ -430,6 +451,11 @@ def test_a_foreign_file_is_refused(tmp_path):
 def test_an_unknown_format_is_refused_by_its_number(saved):
     alter(saved, "PRAGMA user_version = 7")
     assert "format 7" in damage_of(saved)
+
+
+def test_other_tables_than_ours_are_refused(saved):
+    alter(saved, "CREATE TABLE more (x)")
+    assert "its tables are not those of format 1" in damage_of(saved)
 
 
 # One process

@@ -182,6 +182,12 @@ RUNTIME = (
 """, "")],
         [MEMBER_TESTS + "test_a_learner_that_stays_behind_is_reported_as_still_at_work"]),
     Mutant(
+        "failed-join-is-safe-to-retry",
+        "A join whose leader is deposed in the middle is called certainly not done, though the server is a learner by then.",
+        "hashicorp/raft 561; Redis-Raft",
+        [Edit(MEMBERSHIP, 'if error.retry != "safe":', "if error:")],
+        [MEMBER_TESTS + "test_a_join_whose_leader_is_deposed_when_it_has_begun_is_perhaps_done"]),
+    Mutant(
         "namesake-promoted",
         "Another server under the name of a learner becomes a voter with the learner's progress.",
         "a wiped server under an old name is another server; etcd's member ids",

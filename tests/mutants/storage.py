@@ -26,6 +26,12 @@ STORAGE = (
          Edit(STORE, '("wal", 2)', '("wal", 0)')],
         [TESTS + "test_the_log_is_written_ahead_and_synced_fully", TESTS + "test_every_save_reaches_the_disk_before_it_returns"]),
     Mutant(
+        "sync-mode-not-read-back",
+        "SQLite is told to sync fully, and nobody looks whether it does.",
+        "SQLite's documentation of pragmas: one that cannot be obeyed is no error",
+        [Edit(STORE, 'if (mode, level) != ("wal", 2):', "if False:")],
+        [TESTS + "test_a_file_that_sqlite_does_not_sync_fully_is_refused"]),
+    Mutant(
         "new-log-renamed-before-synced",
         "A new raft.db gets its name before its bytes are on the disk.",
         "ALICE (Pillai et al., OSDI 2014); etcd 6368",
@@ -83,6 +89,12 @@ STORAGE = (
               'execute("DELETE FROM log WHERE log_index >= ?", (unsaved.log_from,))',
               'execute("DELETE FROM log WHERE log_index BETWEEN ? AND ?", (unsaved.log_from, unsaved.last_index))')],
         [TESTS + "test_a_conflict_replaces_rows"], quick=True),
+    Mutant(
+        "conflict-with-the-last-row-missed",
+        "A conflict with the very last row does not remove it: the save fails, again and again.",
+        "Figure 2, AppendEntries, 3",
+        [Edit(STORE, "if unsaved.log_from <= self._last_index:", "if unsaved.log_from < self._last_index:")],
+        [TESTS + "test_a_conflict_with_the_last_row_replaces_it"]),
     Mutant(
         "compaction-leaves-a-gap",
         "Compaction removes rows, and does not say that the log begins later.",
