@@ -301,7 +301,9 @@ def test_removed_leader_leaves_though_its_successor_is_silent():
     raft.propose_configuration(THREE.without("n1"))
     save(raft)
     replicate(raft, "n2", "n3")
-    for _ in range(7):
+    heartbeat(raft, "n2", "n3")
+    assert raft.is_leader, "it is given time"
+    for _ in range(6):
         heartbeat(raft, "n2", "n3")
     assert not raft.is_leader
 

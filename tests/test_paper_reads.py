@@ -213,6 +213,14 @@ def test_a_leader_alone_confirms_its_reads():
     assert raft.is_leader and read.ready and read.index == 2
 
 
+def test_the_first_entry_of_all_can_be_read():
+    """A new cluster has nothing but the no-op of its first leader, and can be read all the same (thesis 6.4)."""
+    raft = leader()
+    read = raft.read_index()
+    accept(raft, "n2")
+    assert read.ready and read.index == 1
+
+
 def test_reads_of_a_deposed_leader_fail():
     """A read that was not confirmed when the leader was deposed is never answered: it would be stale (thesis 6.4)."""
     raft = leader(1)

@@ -198,6 +198,15 @@ def test_an_installed_snapshot_counts_like_entries():
     assert raft.commit_index == 12
 
 
+def test_an_installed_snapshot_takes_nothing_back():
+    """The follower may have confirmed more meanwhile than the snapshot stands for (Figure 2, state on leaders)."""
+    raft = behind()
+    raft.snapshot_offered("n3", 11, 3, 10, b"sum")
+    replicate(raft, "n3")
+    raft.handle_reply("n3", raft.data_for("n3"), InstallSnapshotReply(raft.term, 10, True))
+    assert raft.match_index("n3") == 12 and not raft.has_data_for("n3")
+
+
 def test_chunks_keep_the_leader_in_office():
     """A follower that answers to chunks hears this leader (thesis 6.2)."""
     raft = behind()

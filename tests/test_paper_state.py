@@ -2,13 +2,13 @@
 
 import pytest
 from one_server import (
-    ELECTION, HEARTBEAT, THREE, accept, answer_votes, append, ask, candidate, entries, follower, leader, propose, replicate, save, server,
-    snapshot, timeout,
+    ELECTION, HEARTBEAT, THREE, accept, answer_votes, append, ask, candidate, configuration_entry, entries, follower, leader, members,
+    propose, replicate, save, server, snapshot, timeout,
 )
 
 from raftd.raft.core import Answer
 from raftd.raft.messages import (
-    AppendEntriesReply, HardState, InstallSnapshotReply, ReadIndex, RequestVote, RequestVoteReply, TimeoutNow,
+    AppendEntries, AppendEntriesReply, HardState, InstallSnapshotReply, ReadIndex, RequestVote, RequestVoteReply, TimeoutNow,
 )
 from raftd.raft.roles import Candidate, Follower, Leader
 
@@ -175,6 +175,19 @@ def test_nobody_is_asked_for_a_vote_before_the_own_is_durable():
     assert raft.request_for("n2") == RequestVote(5, "n1", 1, 1) and raft.role.votes == {"n1": True}
 
 
+def test_the_end_of_another_write_is_not_that_of_the_own_vote():
+    """In a cluster of one the own vote elects: not when the write that ends was begun before (Figure 2, persistent state)."""
+    raft = server(1, configuration=members("n1", "n2"))
+    raft.handle(AppendEntries(1, "n2", 1, 1, (configuration_entry(2, 1, members("n1")),)))
+    raft.tick(raft.next_tick - 0.01)
+    earlier = raft.take_unsaved()
+    raft.tick(raft.next_tick)
+    raft.saved(earlier)
+    assert isinstance(raft.role, Candidate) and raft.role.votes == {}
+    save(raft)
+    assert raft.is_leader
+
+
 def test_a_question_waits_for_the_term_as_well():
     """A follower asks nothing in a term that is not on its disk (Figure 2, persistent state)."""
     raft = server(1)
@@ -250,6 +263,10 @@ def test_an_append_of_a_term_that_has_passed_is_not_confirmed():
     raft.handle(RequestVote(5, "n3", 9, 4, leadership_transfer=True))
     save(raft)
     assert answer.reply == AppendEntriesReply(5, False)
+    replaced = raft.handle(append(term=5, leader="n3", prev=(3, 1), terms=(5, 5)))
+    raft.handle(append(term=6, leader="n2", prev=(3, 1), terms=(6,)))
+    save(raft)
+    assert replaced.reply == AppendEntriesReply(6, False), "also when there will never be so many entries"
 
 
 def test_a_late_write_confirms_what_has_not_been_replaced():
@@ -330,8 +347,11 @@ def test_one_write_is_limited():
         assert raft.saved_index == index
     raft.applied(3)
     raft.compact(3, 0, 1000)
-    save(raft)
-    assert raft.log.snapshot_index == 3 and not raft.has_unsaved
+    for index in (1, 2, 3):
+        unsaved = raft.take_unsaved()
+        assert unsaved.base.index == index
+        raft.saved(unsaved)
+    assert not raft.has_unsaved
 
 
 # Disks that stall or fail
