@@ -79,7 +79,8 @@ class Process:
     def _drain(self):
         """What it had told before it ended."""
         for line in self._process.stdout:
-            self._take(decoded(line))
+            if line.endswith(b"\n"):  # else it was interrupted
+                self._take(decoded(line))
 
     def call(self, name, *arguments):
         self._process.stdin.write(encoded((name, *arguments)))
