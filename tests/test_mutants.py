@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -222,6 +223,14 @@ def test_the_tree_itself_is_never_touched(tree):
     before = contents()
     assert [found.kind for found in Runner(tree, 2).run([bug("return one - other", "test_add")] * 2)] == ["killed", "killed"]
     assert contents() == before
+
+
+def test_who_works_on_the_tree_meanwhile_changes_nothing(tree, tmp_path):
+    mine = shutil.copytree(tree, tmp_path / "mine")
+    verdicts = Runner(mine, 1).run([bug("return one - other", "test_add")] * 3)
+    assert next(verdicts).kind == "killed"
+    shutil.rmtree(mine)
+    assert [found.kind for found in verdicts] == ["killed", "killed"]
 
 
 def test_edits_are_applied_one_after_the_other(tree):

@@ -57,13 +57,14 @@ class Runner:
     def __init__(self, root, jobs, every=False, least_limit_seconds=LEAST_LIMIT_SECONDS):
         self._root, self._jobs, self._every, self._least_limit_seconds = Path(root), jobs, every, least_limit_seconds
         self._running, self._lock = set(), threading.Lock()
-        self._baseline = {}
+        self._clean, self._baseline = None, {}
 
     def run(self, mutants):
         """A Verdict for each of *mutants*, in order, as they come."""
         checks = list(dict.fromkeys(check for mutant in mutants for check in mutant.checks))
         with _directory(prefix="raftd-mutants-") as scratch, self._pool() as pool:
-            tree = self._copy(scratch)
+            self._clean = _copy(self._root, Path(scratch, "clean"))  # so that all is of one moment, whoever works on the tree meanwhile
+            tree = _copy(self._clean, Path(scratch, "raftd"))
             outcomes = pool.map(lambda check: self._check(check, tree, LIMIT_SECONDS), checks)
             self._baseline = dict(zip(checks, outcomes, strict=True))
             yield from pool.map(lambda mutant: self._judge(mutant, scratch), mutants)
@@ -81,9 +82,6 @@ class Runner:
                     _end(process)
             pool.shutdown()
 
-    def _copy(self, directory):
-        return Path(shutil.copytree(self._root, Path(directory, "raftd"), ignore=_NOT_COPIED))
-
     def _judge(self, mutant, scratch):
         checks = [check for check in mutant.checks if self._baseline[check].kind == GREEN]
         unsound = [check for check in mutant.checks if self._baseline[check].kind not in (GREEN, SKIPPED)]
@@ -92,11 +90,11 @@ class Runner:
             outcome = self._baseline[check]
             return Verdict(mutant, NO_CHECK, f"{check} is {outcome.kind} without the bug: {outcome.detail}", outcome.seconds)
         try:
-            texts = mutant.edited(self._root)
+            texts = mutant.edited(self._clean)
         except RuleError as error:
             return Verdict(mutant, NO_RULE, str(error), 0.0)
         with _directory(dir=scratch) as directory:
-            tree = self._copy(directory)
+            tree = _copy(self._clean, Path(directory, "raftd"))
             for path, text in texts.items():
                 (tree / path).write_text(text)
             return self._verdict(mutant, checks, tree)
@@ -149,6 +147,10 @@ class Runner:
             with self._lock:
                 self._running.discard(process)
             _end_all_of(directory)
+
+
+def _copy(source, target):
+    return Path(shutil.copytree(source, target, ignore=_NOT_COPIED))
 
 
 def _failure(status, text):
