@@ -194,6 +194,15 @@ def test_a_success_that_is_not_durable_moves_next_index_only():
     assert progress.next_index == 2, "it has crashed before they were saved, and gets them again"
 
 
+def test_an_answer_that_tells_of_more_moves_both():
+    """A follower may say to a heartbeat that it has more than that asks about: this is not sent again (section 5.3)."""
+    raft = leader(1, 1, 1, committed=False)
+    refuse(raft, "n3", (3, 1), 2)
+    raft.handle_reply("n3", raft.request_for("n3"), AppendEntriesReply(raft.term, True, 3))
+    progress = raft.role.progress["n3"]
+    assert (progress.match_index, progress.next_index) == (3, 4)
+
+
 def test_a_refusal_moves_next_index_back():
     """After a refusal next_index decreases, and the leader tries again (Figure 2, leaders, 3)."""
     raft = leader(1, 1, 1, committed=False)
