@@ -3,7 +3,7 @@
 import pytest
 from one_server import (
     FIVE, HEARTBEAT, accept, answer_votes, append, ask, candidate, entries, follower, heartbeat, leader, propose, refuse, replicate, save,
-    server, state, terms, timeout,
+    server, snapshot, state, terms, timeout,
 )
 
 from raftd.config import Settings
@@ -103,6 +103,33 @@ def test_a_committed_entry_is_never_overwritten():
     ask(raft, append(prev=(2, 1), commit=2))
     with pytest.raises(AssertionError, match="committed"):
         raft.handle(append(term=2, prev=(1, 1), terms=(2,)))
+
+
+def with_three_committed(*snapshot):
+    """n1 with entries up to 5, of which 3 are committed; it follows n2."""
+    raft = server(*(1, 2, 2, 2, 2)[sum(snapshot[:1]):], term=3, snapshot=snapshot or (0, 0))
+    ask(raft, append(term=3, prev=(3, 2), commit=3))
+    return raft
+
+
+@pytest.mark.parametrize("lie", [
+    append(term=3, prev=(3, 1)), append(term=4, leader="n3", prev=(2, 1)), append(term=3, prev=(2, 2), terms=(3,)),
+    append(term=9, leader="n3", terms=(1, 2, 3)), append(term=3, leader="n3", prev=(3, 2)),
+])
+def test_no_leader_contradicts_what_is_committed(lie):
+    """Every leader of this term or a later one has all that is committed, and there is one in a term (section 5.4; section 5.2)."""
+    assert with_three_committed().contradiction(lie)
+
+
+@pytest.mark.parametrize("honest", [
+    append(term=3, prev=(3, 2)), append(term=3), append(term=3, prev=(2, 2), terms=(2, 3)), append(term=4, leader="n3", prev=(4, 3)),
+    append(term=4, leader="n3", prev=(1, 1), terms=(2, 2, 4)), append(term=2, leader="n3", prev=(3, 1)), append(term=3, prev=(9, 3)),
+    RequestVote(3, "n3", 1, 1), snapshot(index=2, term=2, leader_term=4),
+])
+@pytest.mark.parametrize("compacted", [(), (1, 1), (3, 2)])
+def test_what_late_and_new_leaders_say_is_no_contradiction(honest, compacted):
+    """Requests that are late, conflict after what is committed, or are about what is compacted, are all in order (section 5.3)."""
+    assert with_three_committed(*compacted).contradiction(honest) is None
 
 
 def test_a_heartbeat_confirms_what_it_knows_to_agree():
