@@ -907,7 +907,7 @@ SNAPSHOTS = (
         [Edit(CORE,
               "progress.match_index = max(progress.match_index, request.last_included_index)",
               "progress.match_index = max(progress.match_index, request.last_included_index + 1)")],
-        [COMPACTS + "test_an_installed_snapshot_counts_like_entries", SIMULATION]),
+        [COMPACTS + "test_snapshot_is_sent_when_entries_are_compacted", SIMULATION]),
     Mutant(
         "beginning-of-the-log-not-saved",
         "After a snapshot was installed, the log on disk still begins where it did.",
