@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 _PLAIN = re.compile(r"/db/([A-Za-z0-9._~-][A-Za-z0-9._~/-]*)(\?level=stale)?")
 _UNUSUAL = {"CONNECTION", "EXPECT", "IF_MATCH", "IF_NONE_MATCH", "IDEMPOTENCY_KEY", "X_RAFT_FENCE"}
 MAX_PLAIN_BYTES = 64 * 1024  # with larger bodies the reading thread should not be busy
-MAX_UNSENT_AT_ONCE = 16 << 20  # bytes of answers that clients did not take at once: then others have their turn first
+MOST_SECONDS_AT_ONCE = 0.02  # of answering, before those have their turn who ask
 _READS, _WRITES = ("GET",), ("POST", "PUT", "DELETE")
 
 
@@ -56,7 +56,6 @@ class Lane:
         self._node, self._wake, self._next_request, self._otherwise = node, wake, next_request, otherwise
         self._most_bytes = min(MAX_PLAIN_BYTES, node.settings.max_value_bytes)
         self._finished, self._awake = deque(), False
-        self._unsent = 0
         self._pending = deque()  # in the order of their deadlines, since all have the same time
 
     def take(self, channel):
@@ -111,8 +110,8 @@ class Lane:
 
     def finish(self):
         """Answer what is done."""
-        self._awake, self._unsent = False, 0
-        while self._finished and self._unsent < MAX_UNSENT_AT_ONCE:
+        self._awake, until = False, time.monotonic() + MOST_SECONDS_AT_ONCE
+        while self._finished and time.monotonic() < until:
             pending = self._finished.popleft()
             if pending.channel is not None:
                 self._answer(self._released(pending), pending)
@@ -185,7 +184,6 @@ class Lane:
             channel.write_soon(data)
         except ClientDisconnected:
             channel.will_close = True
-        self._unsent += len(data) if channel.total_outbufs_len else 0
         log_request(channel, channel.requests[0], status, time.monotonic() - channel.began)
         self._release(channel, last="Connection" in fields)
 
@@ -211,5 +209,5 @@ class Lane:
 def log_request(channel, request, status, seconds):
     """One line for a request that is answered, with ``-v``."""
     if log.isEnabledFor(logging.DEBUG):
-        log.debug("request from=%s method=%s path=%r status=%s seconds=%.4f", channel.addr[0], getattr(request, "command", "?"),
-                  getattr(request, "path", "?"), str(status).split()[0], seconds)
+        log.debug("request from=%s method=%s path=%r status=%s seconds=%.4f", channel.addr[0], request.command,
+                  request.path, str(status).split()[0], seconds)

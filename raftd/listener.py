@@ -47,6 +47,7 @@ SECONDS_BETWEEN_WARNINGS = 10.0
 ACCEPT_PAUSE_SECONDS = 0.1  # when there is no descriptor for another connection
 _REQUEST_LINE = re.compile(rb"[^\x00-\x20\x7f]+ [^\x00-\x20\x7f]+ HTTP/1\.[01]")
 _FIELD_NAME, _FIELD_VALUE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"), re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
+_USUAL_FIELDS = re.compile(rb"(?:[0-9A-Za-z-]+: [\x21-\x7e][\x20-\x7e]*\r\n)*(?:\r\n)?")  # what waitress reads as it is
 
 
 def bind(address, port):
@@ -72,6 +73,8 @@ class Parser(HTTPRequestParser):
     server on the way might read otherwise, would let a client hide one request in the body of another.
     """
 
+    command = path = request_uri = "?"  # as long as nothing else can be read
+
     def received(self, data):
         consumed = super().received(data)
         if self.chunked and max(len(self.body_rcv.control_line), len(self.body_rcv.trailer)) > MAX_CHUNK_LINE_BYTES:
@@ -81,14 +84,17 @@ class Parser(HTTPRequestParser):
         return consumed
 
     def parse_header(self, header_plus):
-        line, separator, rest = header_plus.partition(b"\r\n")
-        # Bytes beyond ASCII are taken as if they were percent-encoded.
-        line = re.sub(rb"[\x80-\xff]", lambda found: b"%%%02X" % found[0][0], line.rstrip())
+        line, _, rest = header_plus.partition(b"\r\n")
+        line, fields = line.rstrip(), []
+        if not line.isascii():  # such bytes are taken as if they were percent-encoded
+            line = re.sub(rb"[\x80-\xff]", lambda found: b"%%%02X" % found[0][0], line)
         if not _REQUEST_LINE.fullmatch(line):
             raise ParsingError("the request line is not METHOD TARGET HTTP/1.1")
-        fields = [_field(text) for text in rest.split(b"\r\n") if text]
+        if not _USUAL_FIELDS.fullmatch(rest) or b"transfer-encoding" in rest.lower():
+            fields = [_field(text) for text in rest.split(b"\r\n") if text]
+            rest = b"\r\n".join(b": ".join(field) for field in fields)
         try:
-            super().parse_header(line + separator + b"\r\n".join(b": ".join(field) for field in fields))
+            super().parse_header(line + b"\r\n" + rest)
         except ValueError as error:
             raise ParsingError(f"malformed request: {error}") from error
         self._check_length([value.lower() for name, value in fields if name.lower() == b"transfer-encoding"])
@@ -138,7 +144,7 @@ class Refused(ErrorTask):
         _end_connection(self)
         data = body.encode()
         self.content_length = len(data)
-        self.write(b"" if getattr(self.request, "command", "") == "HEAD" else data)
+        self.write(b"" if self.request.command == "HEAD" else data)
         log_request(self.channel, self.request, self.status, 0.0)
 
     def _error(self):
@@ -201,6 +207,10 @@ class Channel(HTTPChannel):
                 for buffer in self.outbufs:
                     buffer.close()
                 self.outbufs, self.current_outbuf_count, self._kept_bytes = [OverflowableBuffer(self.adj.outbuf_overflow)], 0, 0
+
+    def send_continue(self):
+        if not self.close_when_flushed:  # else the last answer is said
+            super().send_continue()
 
     def writable(self):
         return super().writable() or self.waits
@@ -319,7 +329,7 @@ class Dispatcher:
             channel.waits = True
             return
         request = channel.requests[0]
-        path, headers = getattr(request, "path", ""), request.headers
+        path, headers = request.path, request.headers
         if path.startswith("/raft/") and "UPGRADE" in headers and not request.error:
             self._hand_to_peers(channel, headers)
         elif path.startswith(_QUICK_PATHS) or request.error:

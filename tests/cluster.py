@@ -191,6 +191,14 @@ def call(address, method, path, body=None, headers=None, timeout=10, namespace=N
 # Processes
 
 
+class Used(NamedTuple):
+    """``memory`` is resident, in bytes."""
+
+    memory: int
+    threads: int
+    descriptors: int
+
+
 class Server:
     """One raftd process, with its log; it can be started again."""
 
@@ -259,6 +267,12 @@ class Server:
             self.signal(signal.SIGKILL)
             self.signal(signal.SIGCONT)
             self.process.wait(PATIENCE_SECONDS)
+
+    def used(self):
+        """What it needs of the system now."""
+        process = Path(f"/proc/{self.process.pid}")
+        pages = int((process / "statm").read_text().split()[1])
+        return Used(pages * os.sysconf("SC_PAGE_SIZE"), len(list((process / "task").iterdir())), len(list((process / "fd").iterdir())))
 
     # The log and the files
 

@@ -1,23 +1,33 @@
 """Clients that lie, dawdle, vanish or never read: what they must not get, and what they must not take from others."""
 
 import errno
+import fcntl
+import os
+import resource
 import select
 import socket
+import sys
 import tempfile
+import termios
 import threading
 import time
-from contextlib import contextmanager
+from array import array
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
+from functools import partial
+from statistics import median
 
 import pytest
 from waitress import wasyncore
+from waitress.channel import ClientDisconnected
 
-from cluster import holds_for, the_fault_lasts, wait_until
+from cluster import Client, Cluster, Writers, holds_for, needs_root, the_fault_lasts, wait_until
 from raftd import listener
 from raftd.kv import Found, Set
 from raftd.web import create_app
 from test_lane import NOT_PLAIN, PLAIN, LaneNode, NoPeers, Wire, asked, header, listening_for, request, status_of, stop
 
+TCP_REPAIR = 19  # <linux/tcp.h>
 MOST_CPU_SECONDS = 2.0  # for a head; a hundredth of it is what one takes
 
 
@@ -73,6 +83,22 @@ def test_a_head_has_a_limit_and_so_has_a_line_between_chunks(node, port):
             answer = wire.answer()
             assert status_of(answer) == status and wire.answer()[0] == "", "it goes on"
     assert node.calls == []
+
+
+def test_who_has_gone_before_its_refusal_is_no_fault_of_ours(node, port, monkeypatch, caplog):
+    """waitress wanted to log the path of a request that had none, which was an exception of its own."""
+    refusals = []
+
+    def write(self, data):
+        refusals.append(data)
+        raise ClientDisconnected
+    monkeypatch.setattr(listener.Refused, "write", write)
+    with Wire(port) as wire:
+        wire.send("GET /db/a HTTP/9\r\n\r\n")
+        assert wire.answer()[0] == ""
+    monkeypatch.undo()
+    assert status_of(asked(port, "GET", "/livez")) == 200
+    assert refusals and not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 # How long a request is
@@ -168,7 +194,7 @@ def test_nothing_is_done_behind_an_upgrade(node, port):
     """The connection belongs to peers then, however that ends."""
     with Wire(port) as wire:
         wire.send("GET /raft/ HTTP/1.1\r\nUpgrade: x\r\n\r\n", request("POST", "/db/a", b"x"),
-                  request("POST", "/db/b", b"x", NOT_PLAIN))
+                  request("POST", "/db/b", b"x", NOT_PLAIN), request("POST", "/db/c", b"x", "Expect: 100-continue\r\n"))
         assert wire.answer()[0] == ""
     assert status_of(asked(port, "GET", "/livez")) == 200
     assert node.calls == []
@@ -187,11 +213,15 @@ MIB = 1 << 20
 
 
 @contextmanager
-def serving_for(node, **settings):
-    """The Listener that answers for *node*, with these of its settings, and its port."""
+def serving_for(node, impatient=False, **settings):
+    """The Listener that answers for *node*, with these of its settings, and its port. *impatient*: waitress waits for nothing long."""
     node.settings = replace(node.settings, **settings)
     listening = listener.bind("127.0.0.1", 0)
-    serving = listener.Listener(listening, create_app(node, "1.2.3"), NoPeers(), node).start()
+    serving = listener.Listener(listening, create_app(node, "1.2.3"), NoPeers(), node)
+    if impatient:
+        adjustments = serving._server.adj
+        adjustments.channel_timeout, adjustments.cleanup_interval, adjustments.asyncore_loop_timeout = 0.3, 0.1, 0.1
+    serving.start()
     try:
         yield serving, listening.getsockname()[1]
     finally:
@@ -327,17 +357,21 @@ SILENT = {"says nothing": b"", "says half": b"GET /db/a HTTP/1.1\r\nHost:", "rea
 def test_a_connection_on_which_nothing_moves_is_ended(node, said):
     """Also one that does not read: for the end of its answers waitress would wait for ever."""
     node.found = Found(b"x" * MIB, 41, 1040)
-    with serving_for(node) as (serving, port):
-        serving._server.adj.channel_timeout, serving._server.adj.cleanup_interval = 1, 1
-        serving._server.next_channel_cleanup = 0
+    with serving_for(node, impatient=True) as (serving, port):
+        came = []
+
+        class Noted(listener.Channel):
+            def add_channel(self, map=None):
+                super().add_channel(map)
+                came.append(self)
+        serving._server.channel_class = Noted
         with deaf(port, 3, said):
-            wait_until(lambda: len(serving._server.active_channels) == 3, "they are there")
-            wait_until(lambda: not serving._server.active_channels, "they are gone")
+            wait_until(lambda: len(came) == 3 and not any(channel.connected for channel in came), "they came, and are gone")
         node.holds = lambda command: True
         with Wire(port, 20) as waiting:  # for its commit, longer than that
             waiting.send(request("POST", "/db/a", b"x"))
             wait_until(lambda: node.held, "it waits")
-            holds_for(3, lambda: len(serving._server.active_channels) == 1, "it is let wait")
+            holds_for(0.6, lambda: len(serving._server.active_channels) == 1, "it is let wait")
             node.release(*node.held[0])
             assert status_of(waiting.answer()) == 200
 
@@ -351,7 +385,8 @@ def test_without_a_descriptor_connections_wait_and_the_log_is_not_flooded(node, 
         if lack:
             raise OSError(errno.EMFILE, "Too many open files")
         return accept(self)
-    with serving_for(node) as (_, port):
+    with serving_for(node, impatient=True) as (serving, port):
+        serving._server.adj.channel_timeout = 60
         with Wire(port) as before:
             before.send(request("GET", "/livez"))
             assert status_of(before.answer()) == 200
@@ -366,3 +401,249 @@ def test_without_a_descriptor_connections_wait_and_the_log_is_not_flooded(node, 
                 lack.clear()
                 assert status_of(waiting.answer()) == 200
     assert sum("new connections have to wait" in line for line in caplog.messages) == 1
+
+
+# A live cluster of three
+
+
+MOST_SECONDS = 15.0  # that an honest request may take while others do what they can; undisturbed it takes some milliseconds
+MOST_MEMORY_BYTES = 300 * MIB  # more than before, at any time
+REQUESTS_TO_COMPARE = 30
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    with enough_descriptors(), Cluster(tmp_path_factory.mktemp("three")) as cluster:
+        assert cluster.leader().put("large", b"x" * MIB).status == 200
+        cluster.wait_converged()
+        cluster.usual_seconds = median(seconds_of_honest_requests(cluster, cluster.leader()))
+        yield cluster
+
+
+@contextmanager
+def enough_descriptors():
+    """For thousands of connections of ours."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8192) if hard != resource.RLIM_INFINITY else 8192, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def seconds_of_honest_requests(cluster, leader):
+    """How long each takes: writes and reads, plain and not, on all servers, on connections of their own and on kept ones."""
+    kept, seconds = {server: Client(server.address) for server in cluster.servers}, []
+    for number in range(REQUESTS_TO_COMPARE):
+        server = cluster.servers[number % 3]
+        for ask in (partial(leader.put, f"honest{number}", b"x"), partial(server.get, "honest0"),
+                    partial(kept[server].call, "GET", "/db/honest0", headers={"Connection": "keep-alive"}),
+                    partial(kept[leader].call, "PUT", "/db/honest", b"y" * 100_000)):
+            began = time.monotonic()
+            answer = ask(timeout=30)
+            assert answer.status == 200, answer
+            seconds.append(time.monotonic() - began)
+    for client in kept.values():
+        client.close()
+    return seconds
+
+
+@contextmanager
+def nothing_is_lost_by(cluster):
+    """What happens in this block harms nobody: the leader stays, honest requests are answered, memory is bounded."""
+    leader, terms, usual = cluster.leader(), cluster.terms(), cluster.usual_seconds
+    before = {server: server.used() for server in cluster.servers}
+    yield leader
+    seconds = seconds_of_honest_requests(cluster, leader)
+    grown = {server: server.used().memory - before[server].memory for server in cluster.servers}
+    print(f"honest requests: {usual * 1000:.1f} ms undisturbed, {median(seconds) * 1000:.1f} ms now, {max(seconds) * 1000:.0f} ms at most; "
+          f"memory +{max(grown.values()) >> 20} MB", file=sys.stderr)
+    assert max(seconds) < MOST_SECONDS and median(seconds) < 20 * usual + 0.1, (usual, seconds)
+    assert max(grown.values()) < MOST_MEMORY_BYTES, grown
+    assert leader.leads and cluster.terms() == terms, "an election was held"
+
+
+def all_is_as_before(cluster, before):
+    """The descriptors and threads of those who came are gone; some more are kept for readers of the state."""
+    def is_so():
+        return all(server.used().descriptors <= before[server].descriptors + 60 and server.used().threads <= before[server].threads + 2
+                   for server in cluster.servers)
+    wait_until(is_so, "connections and threads are gone")
+
+
+@contextmanager
+def connections(server, count, said=b"", **options):
+    """So many, on which that is said, and no more."""
+    host, port = server.address.split(":")
+    sockets = []
+    try:
+        for _ in range(count):
+            one = socket.socket()
+            for name, value in options.items():
+                one.setsockopt(socket.SOL_SOCKET, getattr(socket, name), value)
+            one.settimeout(30)
+            one.connect((host, int(port)))
+            with suppress(OSError):  # it has closed the connection before all was said
+                one.sendall(said)
+            sockets.append(one)
+        yield sockets
+    finally:
+        for one in sockets:
+            one.close()
+
+
+def head_of(length, path="/db/hostile"):
+    return f"PUT {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n".encode()
+
+
+CROWDS = {  # how many connections at the leader, a fifth of that at each of the others, and what they say
+    "1,000 idle": (1000, b""),
+    "500 whose heads do not end": (500, head_of(10)[:-2]),
+    "300 whose bodies do not end": (300, head_of(MIB) + b"x" * 300_000),
+    "300 whose bodies end too late": (300, head_of(3, "/db/short") + b"abcdef" * 1000),
+    "300 chunks that do not end": (300, b"PUT /db/hostile HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nfffff\r\n" + b"x" * 100_000),
+    "100 that read nothing": (100, 20 * b"GET /db/large HTTP/1.1\r\nHost: x\r\n\r\n"),
+    "100 that read nothing of Flask": (100, 20 * b"GET /db/large?level=stale HTTP/1.1\r\nHost: x\r\nConnection: keep-alive\r\n\r\n"),
+    "300 lies about an upgrade": (300, b"GET /raft/ HTTP/1.1\r\nUpgrade: raftd/1\r\nRaft-From: n2\r\n\r\n"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+@pytest.mark.parametrize(("count", "said"), CROWDS.values(), ids=CROWDS)
+def test_a_crowd_does_no_harm(three, count, said):
+    before = {server: server.used() for server in three.servers}
+    with ExitStack() as crowd, nothing_is_lost_by(three):
+        for server in three.servers:
+            crowd.enter_context(connections(server, count if server.leads else count // 5, said, SO_RCVBUF=4096))
+    all_is_as_before(three, before)
+    assert {server.get("hostile").body for server in three.servers} == {b""}, "half a body was taken for a whole one"
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_1500_connections_at_a_leader(three):
+    """More than ``select`` could look at; each of them asks, is answered, and stays."""
+    before = {server: server.used() for server in three.servers}
+    with nothing_is_lost_by(three) as leader, connections(leader, 1500, b"GET /db/honest0 HTTP/1.1\r\nHost: x\r\n\r\n") as sockets:
+        assert {one.recv(100)[:15] for one in sockets} == {b"HTTP/1.1 200 OK"}
+    all_is_as_before(three, before)
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_300_that_say_a_byte_at_a_time(three):
+    """Heads and bodies, a byte a second: each connection is never idle for long, and holds no thread."""
+    before, stopping = {server: server.used() for server in three.servers}, threading.Event()
+    with ExitStack() as crowd:
+        sockets = [one for server in three.servers for one in crowd.enter_context(connections(server, 100))]
+        said = [head_of(1000)[at:at + 1] if number % 2 else (head_of(1000) if at == 0 else b"x")
+                for number in range(2) for at in range(60)]
+
+        def trickle():
+            for at in range(60):
+                for number, one in enumerate(sockets):
+                    one.sendall(said[number % 2 * 60 + at])
+                if stopping.wait(1):
+                    return
+        thread = threading.Thread(target=trickle)
+        thread.start()
+        with nothing_is_lost_by(three):
+            the_fault_lasts.wait(2)
+        stopping.set()
+        thread.join()
+    all_is_as_before(three, before)
+    assert three.leader().get("hostile").status == 404
+
+
+@needs_root
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_300_that_have_vanished(three):
+    """Without a word: the server cannot know, and has to go on for a while as if they were there."""
+    before = {server: server.used() for server in three.servers}
+    with nothing_is_lost_by(three) as leader:
+        for said in (b"", head_of(1000) + b"x", 3 * b"GET /db/large HTTP/1.1\r\nHost: x\r\n\r\n"):
+            with connections(leader, 100, said, SO_RCVBUF=4096) as sockets:
+                for one in sockets:
+                    one.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 1)  # closed now, it says no word to the other side
+        assert leader.used().descriptors >= before[leader].descriptors + 100, "they are still there for it"
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+@pytest.mark.parametrize("framing", ["Transfer-Encoding: chunked", f"Content-Length: {200 * MIB}"])
+def test_200_mb_from_each_of_ten(three, framing):
+    """Refused as soon as it is too much; what comes all the same is not kept."""
+    before, chunk = {server: server.used() for server in three.servers}, b"100000\r\n" + b"x" * MIB + b"\r\n"
+    head = f"PUT /db/hostile HTTP/1.1\r\nHost: x\r\n{framing}\r\n\r\n".encode()
+
+    def pour(one):
+        with suppress(OSError):
+            for _ in range(200):
+                one.sendall(chunk)
+    with nothing_is_lost_by(three) as leader, connections(leader, 10, head) as sockets:
+        threads = [threading.Thread(target=pour, args=(one,)) for one in sockets]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert not any(thread.is_alive() for thread in threads), "it takes all of it"
+    all_is_as_before(three, before)
+    assert three.leader().get("hostile").status == 404
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_no_descriptors_left_on_a_leader_of_three(tmp_path):
+    """Peers are connected, and go on; clients wait; and when there are some again all is as it was, the log too."""
+    with Cluster(tmp_path) as cluster:
+        leader, terms = cluster.leader(), cluster.terms()
+        with Writers([leader], 2) as writers:
+            pid = leader.process.pid
+            soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (40, hard))
+            with connections(leader, 50) as sockets:
+                writers.wait_for_more(100)
+                the_fault_lasts.wait(2)
+                for one in sockets:
+                    one.close()
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
+            wait_until(lambda: leader.get("missing").status == 404, "new connections are served again")
+            writers.wait_for_more(100)
+        assert cluster.terms() == terms
+        leader.kill()
+        leader.start()
+        data = cluster.data_of_each()
+        assert all(not writers.missing_in(data[server.name]) for server in cluster.servers)
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_a_log_that_nobody_reads_stops_no_leader(tmp_path):
+    """stderr is a pipe that is full (etcd #22214): lines are dropped, heartbeats are not."""
+    fifo = tmp_path / "stderr"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    with Cluster(tmp_path, start=False) as cluster:
+        leader = cluster.new().start(flags=["-trace"], prefix=["sh", "-c", 'exec "$@" 2>"$0"', str(fifo)], wait=False)
+        wait_until(lambda: leader.ready, "it leads")
+        for _ in range(2):
+            cluster.new().start(join=leader)
+        cluster.wait_voters(3)
+        terms = cluster.terms()
+        with Writers([leader], 4) as writers:
+            wait_until(lambda: waiting_in(reader) >= 60_000, "nothing more fits in")
+            writers.wait_for_more(300)
+            holds_for(2, lambda: leader.leads, "it leads")
+            writers.wait_for_more(300)
+        assert cluster.terms() == terms and writers.longest_wait < MOST_SECONDS
+        assert leader.terminate(10) == 0, "it does not end"
+        os.close(reader)
+
+
+def waiting_in(descriptor):
+    """Bytes that wait in a pipe."""
+    waiting = array("i", [0])
+    fcntl.ioctl(descriptor, termios.FIONREAD, waiting)
+    return waiting[0]
