@@ -20,7 +20,7 @@ from raftd import sqlitefile
 from raftd.errors import REPLACE_NODE, DamagedFiles, StartupError, StorageFailed
 from raftd.raft.configuration import NOBODY, Configuration
 from raftd.raft.core import Base
-from raftd.raft.messages import Entry, HardState
+from raftd.raft.messages import COMMAND, CONFIGURATION, NOOP, Entry, HardState
 from raftd.sqlitefile import execute_rows, file_id, present, storage_errors
 
 log = logging.getLogger(__name__)
@@ -198,6 +198,8 @@ class Storage:
                 self._damaged(f"entry {base_index + len(entries) + 1} of the log is missing")
             if checksum != _checksum(index, term, kind, data=command):
                 self._damaged(f"entry {index} of the log does not match its checksum")
+            if kind not in (NOOP, COMMAND, CONFIGURATION):
+                raise StartupError(f"{self.path}: entry {index} of the log is of kind {kind}, which this raftd does not know; upgrade it")
             entries.append(Entry(index, term, kind, command))
         return entries
 

@@ -1,0 +1,155 @@
+"""Files and frames of other versions: what this one wrote stays readable; what it does not know is refused by name, and nothing applied.
+
+``formats/`` holds the files of format 1 as SQL, and here are frames of protocol raftd/1: whoever changes them without a new number
+meets these tests. No second version of raftd exists yet that could be run beside this one.
+"""
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from cluster import Cluster
+from raftd import sqlitefile, wire
+from raftd.errors import StartupError
+from raftd.kv import Conditions, Delete, Found, Get, KeyValueStore, Position, Set, decode, encode
+from raftd.raft.configuration import Configuration, Member
+from raftd.raft.core import Base, Unsaved
+from raftd.raft.messages import (
+    COMMAND, CONFIGURATION, NOOP, AppendEntries, AppendEntriesReply, Entry, HardState, InstallSnapshot, InstallSnapshotReply, ReadIndex,
+    ReadIndexReply, RequestVote, RequestVoteReply, TimeoutNow, TimeoutNowReply,
+)
+from raftd.storage import Identity, Storage
+
+FORMATS = Path(__file__).resolve().parent / "formats"
+ONE = Configuration({"n1": Member("n1", "127.0.0.1:4001", True, "0123abcd")})
+TWO = Configuration({**ONE.members, "n2": Member("n2", "[::1]:4002", False, "4567")})
+
+COMMANDS = {
+    Set("color", b"red"): "0101000005636f6c6f72726564",
+    Delete("a/b", Conditions("*", None)): "0102010003612f62",
+    Set("žluť", bytes(range(8)), Conditions((2, 4), "*")): "0101060006c5be6c75c5a500000002000000000000000200000000000000040001020304050607",
+}
+FRAMES = {
+    RequestVote(3, "n1", 9, 2, True, False):
+        "00000020020000000000000005ecc86e2e0000000000000003000000026e31000000000000000900000000000000020100",
+    RequestVoteReply(3, True): "00000009030000000000000005379eba3e000000000000000301",
+    AppendEntries(3, "n1", 4, 2, (Entry(5, 3, COMMAND, b"x"), Entry(6, 3, NOOP, b"")), 4, 7):
+        "0000004d0100000000000000052c66d39e00000000000000030000000000000004000000000000000200000000000000040000000000000007"
+        "00000002000000026e31000000000000000301000000017800000000000000030000000000",
+    AppendEntriesReply(3, False, 1, 2, 3):
+        "00000021040000000000000005799f7be9000000000000000300000000000000000100000000000000020000000000000003",
+    InstallSnapshot(3, "n1", 9, 2, 10, b"\1\2", 4, b"data"):
+        "0000003c05000000000000000590230c4b0000000000000003000000026e3100000000000000090000000000000002000000000000000a"
+        "00000002010200000000000000040000000464617461",
+    InstallSnapshotReply(3, 8, True): "00000011060000000000000005202103f90000000000000003000000000000000801",
+    ReadIndex(3, "n1"): "0000000e070000000000000005af528a810000000000000003000000026e31",
+    ReadIndexReply(3, 9): "00000010080000000000000005713bf5d500000000000000030000000000000009",
+    TimeoutNow(3, "n1"): "0000000e0900000000000000054221bbdd0000000000000003000000026e31",
+    TimeoutNowReply(3): "000000080a0000000000000005285d3a110000000000000003",
+}
+
+
+@pytest.fixture
+def written(tmp_path):
+    """A data path that a raftd of format 1 has left."""
+    for name in ("raft", "state"):
+        with closing(sqlite3.connect(tmp_path / f"{name}.db")) as connection:
+            connection.executescript((FORMATS / f"{name}-1.sql").read_text())
+    return tmp_path
+
+
+def test_a_log_of_format_1_is_read(written):
+    with closing(Storage.open(written)) as storage:
+        assert storage.identity == Identity("n1", "0123abcd", "c0ffee")
+        set_, delete, conditional = COMMANDS
+        assert storage.load() == (HardState(3, "n2"), Base(1, 1, ONE), [
+            Entry(2, 1, COMMAND, encode(set_)), Entry(3, 2, CONFIGURATION, TWO.encode()), Entry(4, 2, COMMAND, encode(delete)),
+            Entry(5, 3, COMMAND, encode(conditional))])
+
+
+def test_a_state_of_format_1_is_read(written):
+    with closing(KeyValueStore(written)) as state:
+        assert state.position == Position(3, 2, TWO.encode(), 0)
+        assert state.read(Get("color")) == Found(b"red", 2, 3)
+        state.verify()
+
+
+@pytest.mark.parametrize("name", ["raft", "state"])
+def test_new_files_are_of_format_1(tmp_path, written, name):
+    """To the letter, or the number in them must be another."""
+    made = tmp_path / "made"
+    made.mkdir()
+    Storage.create(made, Identity("n1", "i", "c")).close()
+    KeyValueStore(made).close()
+    schemas = []
+    for directory in (made, written):
+        with closing(sqlite3.connect(directory / f"{name}.db")) as connection:
+            numbers = [connection.execute(f"PRAGMA {pragma}").fetchone() for pragma in ("application_id", "user_version")]
+            schemas.append((numbers, sorted(connection.execute("SELECT name, sql FROM sqlite_schema WHERE sql IS NOT NULL"))))
+    assert schemas[0] == schemas[1]
+
+
+@pytest.mark.parametrize(("command", "data"), COMMANDS.items(), ids=str)
+def test_commands_of_format_1(command, data):
+    assert encode(command).hex() == data and decode(bytes.fromhex(data)) == command
+
+
+@pytest.mark.parametrize(("message", "frame"), FRAMES.items(), ids=lambda value: type(value).__name__)
+def test_frames_of_protocol_1(message, frame):
+    assert wire.PROTOCOL == "raftd/1"
+    assert wire.encode(message, 5).hex() == frame
+    data = bytes.fromhex(frame)
+    assert wire.decode(data[:wire.HEADER.size], data[wire.HEADER.size:]) == (message, 5)
+
+
+def test_every_message_has_its_frame_here():
+    assert {type(message) for message in FRAMES} == set(wire.REPLIES) | set(wire.REPLIES.values())
+
+
+# What is not known
+
+
+def test_an_entry_of_an_unknown_kind_in_the_log_is_refused_by_name(written):
+    """It was taken for one that says nothing: this server would have made another state than the others."""
+    with closing(Storage.open(written)) as storage:
+        storage.save(Unsaved(None, None, 6, (Entry(6, 3, 7, b"what"), Entry(7, 3, NOOP, b""))))
+    with closing(Storage.open(written)) as storage, pytest.raises(StartupError, match="entry 6 of the log is of kind 7.*upgrade"):
+        storage.load()
+
+
+@pytest.mark.parametrize("name", ["raft", "state"])
+def test_an_unknown_format_of_a_file_is_refused_by_name_and_left_alone(written, name):
+    with closing(sqlite3.connect(written / f"{name}.db")) as connection:
+        connection.execute("PRAGMA user_version = 2")
+    before = (written / f"{name}.db").read_bytes()
+    with pytest.raises(StartupError, match="format 2 is unknown to this raftd, which knows 1; upgrade"):
+        sqlitefile.check_header(written / f"{name}.db", *((0x72616674, 1) if name == "raft" else (0x7261666B, 1)))
+    with pytest.raises(StartupError, match="format 2.*upgrade"):
+        Storage.open(written) if name == "raft" else KeyValueStore(written)
+    assert (written / f"{name}.db").read_bytes() == before
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize(("entry", "names"), [
+    ((COMMAND, b"\2\1\0\0\1aevil"), "operation 1 of format 2"), ((COMMAND, b"\1\x09\0\0\1a"), "operation 9"), ((9, b""), "of kind 9"),
+])
+def test_a_server_ends_at_what_it_does_not_know_before_it_is_applied(tmp_path, entry, names):
+    """One line that says what, exit status 1, again at each start; and the state stands where it stood."""
+    with Cluster(tmp_path, 1) as cluster:
+        server = cluster[1]
+        assert server.put("a", b"1").status == 200
+        assert server.terminate() == 0
+        before = server.data()
+        with closing(Storage.open(server.path)) as storage:
+            saved = storage.load()
+            first = saved.base.index + len(saved.entries) + 1
+            storage.save(Unsaved(None, None, first, (Entry(first, saved.hard_state.term, *entry),
+                                                     Entry(first + 1, saved.hard_state.term, COMMAND, encode(Set("b", b"2"))))))
+        for _ in range(2):
+            server.start(wait=False)
+            assert server.exit_status() == 1
+            last = server.log_of_this_start().splitlines()[-1]
+            assert last.startswith("raftd: ") and names in last and "upgrade" in last, last
+            assert server.data() == before == {"a": b"1"}
