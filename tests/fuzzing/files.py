@@ -180,7 +180,10 @@ class Files:
 
 def change(rng, directory):
     """Do something to a file; returns what it was, for a person."""
-    name = rng.choice([name for name in NAMES if (directory / name).exists()])
+    names = [name for name in NAMES if (directory / name).exists()]
+    if not names:
+        return "nothing, since nothing is left"
+    name = rng.choice(names)
     how = rng.choice((flip, flip, write_block, write_block, move_page, truncate, extend, spoil, put_another, edit_header, edit_row,
                       edit_row, edit_row,
                       edit_schema, remove))
@@ -264,7 +267,8 @@ def edit_header(rng, path):
 def edit_row(rng, path):
     """A value of a row, with SQLite: all that SQLite itself would notice is right, and the checksum of the row is not.
 
-    Not the removal of a key: like a row with a right checksum, that is what only raftd should write, and nothing tells it from that.
+    Not the removal of a key, nor of the last entry: like a row with a right checksum, that is what only raftd should write, and
+    nothing tells it from that.
     """
     def edit(connection):
         table, = rng.choice(connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall() or [("log",)])
@@ -274,7 +278,7 @@ def edit_row(rng, path):
         column, value = rng.choice(columns), rng.choice(VALUES)
         key, = rng.choice(connection.execute(f"SELECT {columns[0]} FROM {table}").fetchall() or [(1,)])
         connection.execute("PRAGMA ignore_check_constraints = ON")
-        if rarely(rng, 0.2) and table != "kv":
+        if rarely(rng, 0.2) and table != "kv" and (table, key) != ("log", ENTRIES):
             connection.execute(f"DELETE FROM {table} WHERE {columns[0]} = ?", (key,))
             return "delete", table, key
         connection.execute(f"UPDATE OR REPLACE {table} SET {column} = ? WHERE {columns[0]} = ?", (value, key))
