@@ -100,8 +100,9 @@ def storage_errors(path, damage=StorageFailed):
     """Let errors of SQLite and of the system out as StorageFailed, those that mean a damaged file as *damage*."""
     try:
         yield
-    except sqlite3.Error as error:
-        # Python's own complaint that a text is not UTF-8 has no code: that too is damage.
+    except (sqlite3.Error, UnicodeDecodeError) as error:
+        # Python's own complaint that a text is not UTF-8 has no code: that too is damage. So is a complaint of SQLite itself that
+        # quotes such a text, which Python then cannot read.
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
         if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
             advice = f"; if it is so again at the next start, {REPLACE_NODE}" if damage is DamagedFiles else ""

@@ -448,6 +448,13 @@ def test_a_foreign_file_is_refused(tmp_path):
     assert Storage.exists(tmp_path), "and is not taken for an empty data path, and overwritten"
 
 
+def test_a_damage_that_sqlite_quotes_is_one_line_too(saved):
+    """The complaint has the bytes in it, and Python could not read it: that was another exception."""
+    path = saved / "raft.db"
+    path.write_bytes(path.read_bytes().replace(b"CHECK (one", b"CH\xc5CK (one"))
+    assert "damaged" in damage_of(saved)
+
+
 def test_an_unknown_format_is_refused_by_its_number(saved):
     alter(saved, "PRAGMA user_version = 7")
     assert "format 7" in damage_of(saved)
