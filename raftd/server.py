@@ -9,7 +9,7 @@ import socket
 import threading
 from contextlib import suppress
 
-from raftd import __version__, listener
+from raftd import __version__, listener, promised
 from raftd.config import is_name
 from raftd.errors import REPLACE_NODE, DamagedFiles, Refusal, StartupError, Stopping, StorageFailed
 from raftd.joining import NO_MEMBER, Joiner, find_cluster, voters_at
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 HAND_OVER_SECONDS = 1.0
 PAUSE_SECONDS = 0.005  # between the steps in which the state is verified
-_OUR_FILES = re.compile(r"(raft|state)\.db(-wal|-shm|-journal|\.new)?|state\.db\.(incoming|outgoing)-[0-9]+(-journal)?")
+_OUR_FILES = re.compile(r"(raft|state)\.db(-wal|-shm|-journal|\.new)?|state\.db\.(incoming|outgoing)-[0-9]+(-journal)?|raft\.promised")
 
 
 def run(options):
@@ -109,7 +109,7 @@ class DataPath:
 
     def _check_empty(self):
         """Nothing of a server whose log is gone: SQLite would even apply an old WAL to a new file."""
-        orphans = [name for name in ("raft.db-wal", "raft.db-journal", "state.db", "state.db-wal") if self._holds(name)]
+        orphans = [name for name in (promised.NAME, "raft.db-wal", "raft.db-journal", "state.db", "state.db-wal") if self._holds(name)]
         if orphans:
             raise DamagedFiles(f"{self.path} has {' and '.join(orphans)} but no raft.db, so the log is lost; {REPLACE_NODE}")
         if self._holds("log") and self._holds("conf"):

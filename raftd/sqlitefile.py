@@ -10,14 +10,16 @@ import sqlite3
 import struct
 import sys
 from array import array
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import cache
+from pathlib import Path
 
 from raftd.errors import REPLACE_NODE, DamagedFiles, StorageFailed
 
 _HEADER_BYTES = 100
 _MAGIC = b"SQLite format 3\0"
 _WAL_HEADER, _FRAME_HEADER = struct.Struct(">8I"), struct.Struct(">6I")
+WRONG_TYPES = (ValueError, TypeError, AttributeError, struct.error)  # what reading a damaged row may raise, besides
 _ROWS_AT_ONCE = (256, 64, 16, 4, 1)  # few sizes, so that the prepared statements are found again
 _FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -79,8 +81,36 @@ def check_wal(path):
             transactions += bool(pages_after_commit) and not intact
 
 
-def _damaged_wal(path):
-    return DamagedFiles(f"{path}-wal: damaged: what was on the disk for sure does not match its checksum; {REPLACE_NODE}")
+def _damaged_wal(path, what="does not match its checksum"):
+    return DamagedFiles(f"{path}-wal: damaged: what was on the disk for sure {what}; {REPLACE_NODE}")
+
+
+def check_wal_is_not_behind(path, number):
+    """Raise DamagedFiles if *path* alone is ahead of what it is together with its write-ahead log, by ``number(connection)``, which
+    never falls.
+
+    What has been moved into the file stays in the log until that is written anew. If its end is lost meanwhile, SQLite takes what is
+    left for newer than the file, and mixes the two. No connection to *path* may be open, and none that writes may have been: when it
+    is closed it moves what is left of the log into the file.
+    """
+    if not present(f"{path}-wal") or not os.path.getsize(f"{path}-wal"):
+        return
+    others_may_use = present(f"{path}-shm")
+    try:
+        alone, together = _look(path, "immutable=1", number), _look(path, "mode=ro", number)
+    except (sqlite3.Error, DamagedFiles, *WRONG_TYPES):
+        return  # a file in the middle of a checkpoint may be anything; what is damaged is found when it is opened
+    finally:
+        if not others_may_use:
+            with suppress(FileNotFoundError):
+                os.remove(f"{path}-shm")
+    if together < alone:
+        raise _damaged_wal(path, f"and is in {path} has been lost there")
+
+
+def _look(path, how, number):
+    with closing(sqlite3.connect(f"{Path(path).absolute().as_uri()}?{how}", uri=True)) as connection:
+        return number(connection)
 
 
 def _wal_checksum(data, checksum, byteorder):

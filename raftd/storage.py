@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from raftd import sqlitefile
 from raftd.errors import REPLACE_NODE, DamagedFiles, StartupError, StorageFailed
+from raftd.promised import Promised, Said
 from raftd.raft.configuration import NOBODY, Configuration
 from raftd.raft.core import Base
 from raftd.raft.messages import COMMAND, CONFIGURATION, NOOP, Entry, HardState
@@ -53,6 +54,16 @@ class Saved(NamedTuple):
     hard_state: HardState
     base: Base
     entries: list[Entry]
+
+    @property
+    def last_index(self):
+        return self.base.index + len(self.entries)
+
+    def term_at(self, index):
+        """None for an entry that is compacted, or not there."""
+        if index == self.base.index:
+            return self.base.term
+        return self.entries[index - self.base.index - 1].term if self.base.index < index <= self.last_index else None
 
 
 def new_id():
@@ -104,6 +115,7 @@ class Storage:
         self._file_ids = _file_ids(path)
         self._last_index, = connection.execute(
             "SELECT coalesce((SELECT max(log_index) FROM log), (SELECT log_index FROM base), 0)").fetchone()
+        self._promised = Promised(os.path.dirname(path), identity.id)
 
     @staticmethod
     def exists(directory):
@@ -159,18 +171,28 @@ class Storage:
         self._connection.close()
         again = self.open(os.path.dirname(self.path))
         before, self._file_ids = self._file_ids, again._file_ids
-        self._connection, self._last_index = again._connection, again._last_index
+        self._promised.close()
+        self._connection, self._promised, self._last_index = again._connection, again._promised, again._last_index
         if again._file_ids[0] != before[0]:
-            again.close()
+            self.close()
             raise DamagedFiles(f"{self.path} was exchanged while raftd had it open; {REPLACE_NODE}")
 
     def load(self):
         """All that was saved, checked. Raises DamagedFiles with one line that says what and what to do."""
         try:
             with storage_errors(self.path, damage=DamagedFiles):
-                return Saved(self._load_hard_state(), base := self._load_base(), self._load_entries(base.index))
-        except (UnicodeDecodeError, ValueError, TypeError, AttributeError, struct.error) as error:  # not even the types are right
+                saved = Saved(self._load_hard_state(), base := self._load_base(), self._load_entries(base.index))
+                self._check_nothing_is_missing(saved)
+                return saved
+        except sqlitefile.WRONG_TYPES as error:  # not even the types are right
             raise DamagedFiles(f"{self.path}: damaged: {error}; {REPLACE_NODE}") from error
+
+    def _check_nothing_is_missing(self, saved):
+        if missing := self._promised.missing_from(saved):
+            raise DamagedFiles(f"{self.path}: {missing} was in it and is not: the file or its write-ahead log is cut short, gone, or older "
+                               f"than this server; {REPLACE_NODE}")
+        term, voted_for = saved.hard_state
+        self._promised.write(Said(term, voted_for is not None, saved.last_index, saved.term_at(saved.last_index)))
 
     def _only_row(self, table, complaint):
         rows = self._connection.execute(f"SELECT * FROM {table}").fetchall()
@@ -208,11 +230,20 @@ class Storage:
 
     def save(self, unsaved):
         """Make *unsaved* durable, all of it or none. Raises StorageFailed, and then the file must be opened again."""
-        with storage_errors(self.path), self._transaction() as execute:
+        with storage_errors(self.path):
+            overwrites = unsaved.log_from <= self._last_index
+            if overwrites:
+                self._promised.take_back_the_log()
+            self._save(unsaved, overwrites)
+            self._last_index = unsaved.last_index
+            self._promised.write(_said_after(unsaved, self._promised.said))
+
+    def _save(self, unsaved, overwrites):
+        with self._transaction() as execute:
             if unsaved.hard_state:
                 execute("UPDATE hard_state SET term = ?, voted_for = ?, checksum = ?",
                         (*unsaved.hard_state, _hard_state_checksum(*unsaved.hard_state)))
-            if unsaved.log_from <= self._last_index:
+            if overwrites:
                 execute("DELETE FROM log WHERE log_index >= ?", (unsaved.log_from,))
             if unsaved.base:
                 index, term, configuration = unsaved.base
@@ -222,7 +253,6 @@ class Storage:
                         (index, term, encoded, _checksum(index, term, data=encoded)))
             execute_rows(self._connection, "INSERT INTO log",
                          [(*entry, _checksum(entry.index, entry.term, entry.kind, data=entry.command)) for entry in unsaved.entries])
-        self._last_index = unsaved.last_index
 
     @contextmanager
     def _transaction(self):
@@ -244,7 +274,21 @@ class Storage:
             return False
 
     def close(self):
+        """Idempotent."""
         self._connection.close()
+        self._promised.close()
+
+
+def _said_after(unsaved, said):
+    """What can be said once *unsaved* is on the disk, too, after *said*."""
+    if unsaved.hard_state:
+        term, voted_for = unsaved.hard_state
+        said = said._replace(term=term, voted=voted_for is not None)
+    if unsaved.entries:
+        return said._replace(last_index=unsaved.entries[-1].index, last_term=unsaved.entries[-1].term)
+    if unsaved.base and unsaved.base.index == unsaved.last_index:
+        return said._replace(last_index=unsaved.base.index, last_term=unsaved.base.term)
+    return said
 
 
 def _file_ids(path):

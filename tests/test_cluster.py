@@ -536,7 +536,7 @@ def test_follower_60_mb_behind_is_served_a_snapshot(tmp_path):
         assert leader.status()["term"] == terms, "an election was held"
         data = cluster.data_of_each()
         for server in cluster.servers:
-            assert sorted(path.name for path in server.path.iterdir()) == ["raft.db", "state.db"]
+            assert sorted(path.name for path in server.path.iterdir()) == ["raft.db", "raft.promised", "state.db"]
         assert data["n1"] == data["n2"] == data["n3"]
         assert not writers.missing_in(data["n1"]) and values.items() <= data["n1"].items()
 

@@ -648,6 +648,28 @@ def test_an_index_that_is_gone_is_damage(store, tmp_path):
         store.read(Get("a"))
 
 
+def test_a_log_of_writes_that_has_lost_what_the_file_has_is_damage(store, tmp_path):
+    """What was moved into the file stays in the WAL until that is written anew, and SQLite would take it for newer than the file."""
+    for i in range(20):
+        apply(store, Set(f"key{i}", b"x" * 3000))
+    assert store.checkpoint() == 20
+    crashed = tmp_path / "crashed"
+    crashed.mkdir()
+    for name in ("state.db", "state.db-wal"):
+        shutil.copy(tmp_path / name, crashed)
+    wal, whole = crashed / "state.db-wal", (crashed / "state.db-wal").read_bytes()
+    for damage in (lambda: flip(wal, len(whole) // 2), lambda: os.truncate(wal, len(whole) // 2)):
+        damage()
+        for _ in range(2):
+            with pytest.raises(DamagedFiles, match="state.db-wal: damaged.*has been lost there; remove this node"):
+                KeyValueStore(crashed)
+        assert files(crashed) == ["state.db", "state.db-wal"], "what a person could look at is gone"
+        wal.write_bytes(whole)
+    again = KeyValueStore(crashed)
+    assert again.position.index == 20 and value(again, "key19") == b"x" * 3000
+    again.close()
+
+
 def test_a_file_that_cannot_be_read_is_not_a_missing_key(store, tmp_path):
     apply(store, *(Set(f"key{i}", b"x" * 3000) for i in range(200)))
     store.checkpoint()

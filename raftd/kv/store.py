@@ -189,6 +189,7 @@ class KeyValueStore:
             self._remove_leftovers()
             database.create(self._path)
         database.check_header(self._path)
+        sqlitefile.check_wal_is_not_behind(self._path, lambda connection: database.read_position(connection, self._path).index)
         self._remove_leftovers()
 
     def _remove_leftovers(self):

@@ -91,13 +91,14 @@ class Knowledge:
     logs       what raft.db may hold: the last one saved and, while a save is under way or its outcome unknown, what it would make
     states     what state.db may hold: from the last one surely on disk to the last that was begun
     snapshots  {index: State}, of those that others send
+    history    every State that there was
     """
 
     def __init__(self, snapshots):
         self.snapshots = snapshots
         self.identity = None
         self.kept = False
-        self.logs, self.states = [], [NEW_STATE]
+        self.logs, self.states, self.history = [], [NEW_STATE], [NEW_STATE]
         self.durable_index = 0
         self.term, self.votes, self.matched, self.acknowledged = 0, {}, (0, 0), {}
         self.highest_term = 0
@@ -107,7 +108,8 @@ class Knowledge:
 
     def copy(self):
         other = copy(self)
-        other.logs, other.states, other.votes, other.acknowledged = self.logs[:], self.states[:], dict(self.votes), dict(self.acknowledged)
+        other.logs, other.states, other.history = self.logs[:], self.states[:], self.history[:]
+        other.votes, other.acknowledged = dict(self.votes), dict(self.acknowledged)
         return other
 
     def cut(self):
@@ -165,8 +167,12 @@ class Knowledge:
         self.durable_index, self._state_work = durable_index, ()
 
     def _applying(self, batch, position):
-        self.states.append(self.states[-1].with_batch(batch, position))
+        self._begin(self.states[-1].with_batch(batch, position))
         self._state_work = ("applies",)
+
+    def _begin(self, state):
+        self.states.append(state)
+        self.history.append(state)
 
     def _applied(self):
         self._state_work = ()
@@ -184,7 +190,7 @@ class Knowledge:
 
     def _installing(self, index):
         snapshot = self.snapshots[index]
-        self.states.append(State(snapshot.position._replace(installed_index=index), snapshot.rows))
+        self._begin(State(snapshot.position._replace(installed_index=index), snapshot.rows))
         self._state_work = ("installs",)
 
     def _installed(self, position):
@@ -238,13 +244,14 @@ class Knowledge:
 
     # What must be there
 
-    def problems(self, found):
-        """Why *found*, a ``reopen.Found``, breaks a promise, a line each."""
+    def problems(self, found, any_state=False):
+        """Why *found*, a ``reopen.Found``, breaks a promise, a line each. *any_state*: the state may be older than it was for sure on
+        the disk, since it has been damaged, as long as the log leads on from it."""
         if found.refused:
             return [f"refused: {found.refused}"]
         if found.log is None:
             return ["there is no server any more"] if self.kept else []
-        problems = [*self._problems_of_log(found), *self._problems_of_state(found)]
+        problems = [*self._problems_of_log(found), *self._problems_of_state(found, self.history if any_state else self.states)]
         if self.kept and found.identity != self.identity:
             problems.append(f"it is {found.identity}, and was {self.identity}")
         return problems
@@ -265,13 +272,12 @@ class Knowledge:
             if index > max(log.base.index, found.applied) and (index not in log.entries or log.entries[index].command != command):
                 yield f"entry {index} was acknowledged"
 
-    def _problems_of_state(self, found):
-        if State(found.position, found.rows) not in self.states:
-            yield f"state.db stands at {found.position.index} with other data than one of {[s.position.index for s in self.states]}"
-        if not found.log.base.index <= max(found.position.index, found.applied):
-            yield f"the state stands at {found.position.index}, before the log, which begins after {found.log.base.index}"
-        if found.position.index < self.durable_index:
-            yield f"the state was durable at {self.durable_index}, and stands at {found.position.index}"
+    def _problems_of_state(self, found, states):
+        index = found.position.index
+        if State(found.position, found.rows) not in states:
+            yield f"state.db stands at {index}, and that is none of the states at {[state.position.index for state in states]}"
+        if found.log.base.index > max(index, found.applied):
+            yield f"the state stands at {index}, before the log, which begins after {found.log.base.index}"
 
 
 def _work_of(log, unsaved):

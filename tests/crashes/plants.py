@@ -4,7 +4,7 @@ import sqlite3
 from contextlib import closing
 from types import SimpleNamespace
 
-from raftd import server, sqlitefile, storage
+from raftd import promised, server, sqlitefile, storage
 from raftd.kv import KeyValueStore, database, execution, snapshot, store
 from raftd.raft.core import Raft
 
@@ -92,6 +92,21 @@ def vote_not_saved():
         forgetful = unsaved.hard_state and unsaved.hard_state._replace(voted_for=None)
         save(self, unsaved._replace(hard_state=forgetful))
     storage.Storage.save = forget_and_save
+
+
+def promised_before_it_is_saved():
+    """A server whose power was cut is told that it has lost what it never had."""
+    save = storage.Storage._save
+
+    def promise_and_save(self, unsaved, overwrites):
+        self._promised.write(storage._said_after(unsaved, self._promised.said))
+        save(self, unsaved, overwrites)
+    storage.Storage._save = promise_and_save
+
+
+def promised_log_not_taken_back():
+    """Entries are overwritten, and after a power cut it is said again that they are there."""
+    promised.os = SimpleNamespace(**{**vars(promised.os), "fdatasync": lambda descriptor: None})
 
 
 def answered_before_it_is_saved():

@@ -15,7 +15,7 @@ from raftd.storage import Identity, Storage, new_id
 from crashes.knowledge import Log
 from crashes.subject import NAME, SETTINGS
 
-_OUR_FILES = {"raft.db", "raft.db-wal", "raft.db-shm", "state.db", "state.db-wal", "state.db-shm", "raft.db-journal"}
+_OUR_FILES = {"raft.db", "raft.db-wal", "raft.db-shm", "state.db", "state.db-wal", "state.db-shm", "raft.db-journal", "raft.promised"}
 
 
 class Found(NamedTuple):
@@ -29,8 +29,8 @@ class Found(NamedTuple):
     applied: int = 0  # as the core sees it
 
 
-def reopen(path):
-    """Open the data path as ``Server`` does, and read all of it; as ``Found``."""
+def reopen(path, verify=False):
+    """Open the data path as ``Server`` does, and read all of it; as ``Found``. *verify* it too, as a server does soon after the start."""
     storage = state = data = None
     try:
         data = DataPath(path)
@@ -39,6 +39,8 @@ def reopen(path):
         saved = storage.load()
         state = KeyValueStore(path, may_create=not saved.base.index)
         raft = restore(NAME, saved, state.position, SETTINGS, random, time.monotonic())
+        if verify:
+            state.verify()
         rows = {}
         with state._readers.connection() as connection:
             for key, value, index, checksum in connection.execute("SELECT key, value, modified_index, checksum FROM kv"):

@@ -24,7 +24,7 @@ IDENTITY = Identity("n1", "id-n1", "c1")
 MEMBERS = Configuration({"n1": Member("n1", "127.0.0.1:1", True, "id-n1"), "n2": Member("n2", "127.0.0.1:2", True, "id-n2")})
 ENTRIES, KEYS, COMPACTED = 60, 20, 10
 KV_ROOT = 1  # page of state.db, counted from 0
-NAMES = ("raft.db", "state.db", "raft.db-wal", "state.db-wal")
+NAMES = ("raft.db", "state.db", "raft.db-wal", "state.db-wal", "raft.promised")
 VALUES = (None, 0, 1, -1, 1 << 62, -(1 << 63), (1 << 63) - 1, 1.5, float("inf"), "", "n1", "é", b"", b"\xff", b"[]", b"[" * 3000,
           "x" * 1000, "[]", b"x" * 5000)
 SCHEMA_EDITS = ("DROP TABLE {table}", "ALTER TABLE {table} ADD COLUMN more", "CREATE TABLE other (x)", "CREATE VIEW other AS SELECT 1",

@@ -4,12 +4,69 @@ from mutants.mutant import Edit, Mutant
 
 STORE = "storage.py"
 FILES = "sqlitefile.py"
+PROMISED = "promised.py"
 
 TESTS = "tests/test_storage.py::"
 RECOVERY = "tests/test_recovery.py::"
+PROMISES = "tests/test_promised.py::"
 STATE_TESTS = "tests/test_kv_store.py::"
 
 STORAGE = (
+    Mutant(
+        "promises-never-compared",
+        "A write-ahead log that is gone after a crash takes a vote with it, and nobody misses it.",
+        "SQLite's documentation of how to corrupt a database file: deleting a hot journal",
+        [Edit(PROMISED, "if (term, voted_for is not None) < (said.term, said.voted):", "if False:"),
+         Edit(PROMISED, "if said.last_index > saved.base.index and", "if False and")],
+        [PROMISES + "test_a_write_ahead_log_that_has_lost_what_was_promised"], quick=True),
+    Mutant(
+        "promised-vote-not-compared",
+        "Only the term is compared: a vote that is lost may be cast again.",
+        "raftd: a simplification that looks harmless",
+        [Edit(PROMISED, "if (term, voted_for is not None) < (said.term, said.voted):", "if term < said.term:")],
+        [PROMISES + "test_a_write_ahead_log_that_has_lost_what_was_promised", PROMISES + "test_an_older_raft_db_alone_is_refused"]),
+    Mutant(
+        "promised-entry-of-any-term",
+        "Entries that were overwritten are taken for those that came in their place.",
+        "raftd: a simplification that looks harmless",
+        [Edit(PROMISED, "saved.term_at(said.last_index) != said.last_term:", "saved.term_at(said.last_index) is None:")],
+        [PROMISES + "test_entries_that_were_overwritten_by_others_are_not_taken_for_them"]),
+    Mutant(
+        "promise-of-other-files-believed",
+        "What another server, or this one before it was removed, has promised keeps it from starting.",
+        "raftd: a simplification that looks harmless",
+        [Edit(PROMISED, "if id == self._id and int", "if int")],
+        [PROMISES + "test_the_line_of_other_files_says_nothing"]),
+    Mutant(
+        "promise-not-taken-back",
+        "Entries are overwritten, and a power cut brings back the line that says they are there: a whole server is refused.",
+        "raftd: a simplification that looks harmless",
+        [Edit(PROMISED, """
+            os.fdatasync(self._file.fileno())
+""", """
+            pass
+""")],
+        [PROMISES + "test_files_that_are_whole_are_never_refused_and_older_ones_only_if_they_lack_nothing"]),
+    Mutant(
+        "promised-before-it-is-saved",
+        "A crash between the two leaves a server that is refused though it has lost nothing.",
+        "raftd: a simplification that looks harmless",
+        [Edit(STORE, """
+            self._save(unsaved, overwrites)
+            self._last_index = unsaved.last_index
+            self._promised.write(_said_after(unsaved, self._promised.said))
+""", """
+            self._promised.write(_said_after(unsaved, self._promised.said))
+            self._save(unsaved, overwrites)
+            self._last_index = unsaved.last_index
+""")],
+        [PROMISES + "test_a_save_that_fails_promises_nothing"]),
+    Mutant(
+        "state-log-that-is-behind-believed",
+        "The end of state.db-wal is lost after a checkpoint: SQLite mixes older pages with newer ones.",
+        "SQLite's documentation of how to corrupt a database file",
+        [Edit(FILES, "if together < alone:", "if False:")],
+        [STATE_TESTS + "test_a_log_of_writes_that_has_lost_what_the_file_has_is_damage"]),
     Mutant(
         "log-synced-normally",
         "The log is not synced at each commit: a power cut takes back what was acknowledged.",
@@ -93,7 +150,7 @@ STORAGE = (
         "conflict-with-the-last-row-missed",
         "A conflict with the very last row does not remove it: the save fails, again and again.",
         "Figure 2, AppendEntries, 3",
-        [Edit(STORE, "if unsaved.log_from <= self._last_index:", "if unsaved.log_from < self._last_index:")],
+        [Edit(STORE, "overwrites = unsaved.log_from <= self._last_index", "overwrites = unsaved.log_from < self._last_index")],
         [TESTS + "test_a_conflict_with_the_last_row_replaces_it"]),
     Mutant(
         "compaction-leaves-a-gap",
@@ -187,7 +244,8 @@ STORAGE = (
 """),
          Edit(STORE, """
         before, self._file_ids = self._file_ids, again._file_ids
-        self._connection, self._last_index = again._connection, again._last_index
+        self._promised.close()
+        self._connection, self._promised, self._last_index = again._connection, again._promised, again._last_index
 """, """
         before = self._file_ids
 """)],

@@ -1,0 +1,71 @@
+"""raft.promised: one line beside raft.db, what was in that when a save last returned.
+
+A write-ahead log that is removed, emptied or cut short after a crash takes with it what was in nothing else, and SQLite takes what is
+left for all there ever was: a server would forget its vote without a word. The same goes for an older raft.db, put in the place of the
+newer one. Against the line it shows.
+
+The line is written after each save and not synced, so it costs no more than a system call. A power cut may leave an older one: it never
+says more than raft.db has, but it may say less. That holds because what it tells of never falls, save for the end of the log when
+entries are overwritten; before that is done, the line takes back what it says of the log, and that is synced.
+"""
+
+import os
+import zlib
+from contextlib import suppress
+from typing import NamedTuple
+
+NAME = "raft.promised"
+_LENGTH = 160  # bytes, filled up with spaces: a shorter line must leave nothing of the longer one before it
+
+
+class Said(NamedTuple):
+    """The term, whether a vote was given in it, and the last entry of the log; 0 and 0 say nothing of the log."""
+
+    term: int = 0
+    voted: bool = False
+    last_index: int = 0
+    last_term: int = 0
+
+
+class Promised:
+    """The open file, of the raft.db whose identity is *id*. Methods raise OSError."""
+
+    def __init__(self, directory, id):
+        self._id = id
+        self._file = open(os.open(os.path.join(directory, NAME), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), "r+b", buffering=0)
+        self.said = self._read()
+
+    def _read(self):
+        """A line that is damaged, or is not there, says nothing, as one of other files does."""
+        with suppress(ValueError):
+            line, _, checksum = os.pread(self._file.fileno(), _LENGTH, 0).decode("ascii").rstrip().rpartition(" ")
+            id, *numbers = line.split(" ")
+            term, voted, last_index, last_term = map(int, numbers)
+            if id == self._id and int(checksum, 16) == zlib.crc32(line.encode()):
+                return Said(term, bool(voted), last_index, last_term)
+        return Said()
+
+    def missing_from(self, saved):
+        """What raft.db, which holds *saved*, has lost, in words; None if it has all."""
+        said, (term, voted_for) = self.said, saved.hard_state
+        if (term, voted_for is not None) < (said.term, said.voted):
+            return f"term {said.term}" if term < said.term else f"the vote of term {term}"
+        if said.last_index > saved.base.index and saved.term_at(said.last_index) != said.last_term:
+            return f"entry {said.last_index} of term {said.last_term}"
+        return None
+
+    def write(self, said):
+        """raft.db holds *said* for sure."""
+        line = f"{self._id} {said.term:d} {said.voted:d} {said.last_index:d} {said.last_term:d}"
+        os.pwrite(self._file.fileno(), f"{line} {zlib.crc32(line.encode()):08x}".ljust(_LENGTH - 1).encode() + b"\n", 0)
+        self.said = said
+
+    def take_back_the_log(self):
+        """Entries at the end are about to be overwritten."""
+        if self.said.last_index:
+            self.write(self.said._replace(last_index=0, last_term=0))
+            os.fdatasync(self._file.fileno())
+
+    def close(self):
+        """Idempotent."""
+        self._file.close()
