@@ -134,6 +134,7 @@ class Node:
         self._links, self._lost_peers = {}, {}
         self._writer_idle = self._applier_idle = True
         self._applying_since = None  # when the applier began with what it is at; not of an installation, which takes its time
+        self._disk_has_stalled = False  # the log says that the write under way takes too long
         self._install = None  # (incoming, answer) for the applier
         self._install_pause = self._no_install_before = 0.0
         self._outgoing = None
@@ -547,8 +548,14 @@ class Node:
             raft = self._raft
             self._tick_locked()
             self._settle_locked()
-            if self._stopping.is_set() or self._silent or raft.withdrawn:
-                return str(self._silent or raft.withdrawn or Stopping())
+            if self._stopping.is_set() or self._silent:
+                return str(self._silent or Stopping())
+            if raft.disk_stalled_seconds:
+                return f"the disk has not answered for {raft.disk_stalled_seconds:.1f} s"
+            if time.monotonic() >= self._state_due_locked():
+                return f"the state cannot be written: it has not answered for {time.monotonic() - self._applying_since:.1f} s"
+            if raft.withdrawn:
+                return raft.withdrawn
             if self.name not in raft.configuration.members:
                 return "not a member of the cluster"
             if raft.leader_id is None:
@@ -750,19 +757,38 @@ class Node:
         while not self._stopping.is_set():
             with self._lock:
                 now = time.monotonic()
-                if not self._silent:
-                    self._raft.tick(now)
+                self._tick_locked()
                 if self._orphans_fail_at and now >= self._orphans_fail_at:
                     self._fail_orphans_locked()
-                if self._applying_since and now - self._applying_since > STATE_STALL_SECONDS and not self._raft.withdrawn:
-                    self._withdraw_locked(f"it has not answered for {STATE_STALL_SECONDS:g} s")
+                self._look_at_disks_locked(now)
                 self._settle_locked()
                 new_links = self._new_links_locked()
                 if not new_links and not self._stopping.is_set():
-                    next_tick = now + RETRY_SECONDS if self._silent else self._raft.next_tick
-                    self._timer_wake.wait(min(next_tick, self._orphans_fail_at or next_tick) - now)
+                    self._timer_wake.wait(self._next_due_locked(now) - now)
             for link in new_links:
                 self._run(f"to-{link.peer}-{link.name}", self._link_loop, link)
+
+    def _next_due_locked(self, now):
+        """When the timer has something to do, though nothing else happens."""
+        due = [now + RETRY_SECONDS if self._silent else self._raft.next_tick, self._orphans_fail_at or math.inf]
+        if not self._silent and not self._disk_has_stalled:
+            due.append(self._raft.disk_due)
+        if not self._raft.withdrawn:
+            due.append(self._state_due_locked())
+        return min(due)
+
+    def _state_due_locked(self):
+        """When the state machine will have been at work for so long that it has failed; math.inf when it is not at work."""
+        return math.inf if self._applying_since is None else self._applying_since + STATE_STALL_SECONDS
+
+    def _look_at_disks_locked(self, now):
+        """A disk that hangs is told while it does. Nobody wakes the timer for a write, so that may come an election timeout later."""
+        if not self._silent and self._raft.disk_stalled_seconds and not self._disk_has_stalled:
+            self._disk_has_stalled = True
+            log.warning("the disk does not answer, this node neither leads nor confirms what it is sent until it does seconds=%.3f",
+                        self._raft.disk_stalled_seconds)
+        if now >= self._state_due_locked() and not self._raft.withdrawn:
+            self._withdraw_locked(f"it has not answered for {STATE_STALL_SECONDS:g} s")
 
     def _new_links_locked(self):
         new = [peer for peer in self._raft.peers if peer not in self._links]
@@ -951,15 +977,18 @@ class Node:
                 now = time.monotonic()
                 self._raft.tick(now)
                 self._raft.saved(unsaved)
+                has_stalled, self._disk_has_stalled = self._disk_has_stalled, False
                 self._settle_locked()
-            if now - started > self.settings.election_timeout_seconds / 2:
+            if has_stalled:
+                log.info("the disk answers again seconds=%.3f entries=%s", now - started, len(unsaved.entries))
+            elif now - started > self.settings.election_timeout_seconds / 2:
                 log.warning("slow disk seconds=%.3f entries=%s", now - started, len(unsaved.entries))
 
     def _recover(self, error):
         """The log could not be written: be silent until the file has been opened and read again. False when the node stops first."""
         log.error("the log cannot be written, this node is silent until it can error=%s", error)
         with self._lock:
-            self._silent = error
+            self._silent, self._disk_has_stalled = error, False
             self._raft.step_down("the log cannot be written")
             self._fail_everything_locked(error)
             self._changed.notify_all()

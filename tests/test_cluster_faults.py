@@ -254,6 +254,16 @@ def test_failed_fsync_of_a_leader_of_three(tmp_path):
         assert data["n1"] == data["n2"] == data["n3"]
 
 
+def wait_until_it_tells_of_its_disk(server):
+    """/readyz and the log say that the disk hangs, while it does."""
+    def says():
+        answer = server.call("GET", "/readyz")
+        return answer.status == 503 and answer.body.startswith(b"the disk has not answered for ")
+    wait_until(says, "/readyz says that the disk hangs")
+    wait_until(lambda: "the disk does not answer" in server.log_of_this_start(), "the log says it, too")
+    assert "the disk answers again" not in server.log_of_this_start(), "it was told too late"
+
+
 @needs_strace
 def test_stalled_disk_of_the_leader_moves_leadership(tmp_path):
     """A leader whose write takes longer than an election timeout stops heartbeating; it must not hold up the others."""
@@ -266,8 +276,30 @@ def test_stalled_disk_of_the_leader_moves_leadership(tmp_path):
         cluster.leader().call("POST", "/leader", b'{"name":"n1"}')
         with Writers([cluster[2], cluster[3], stalling], 4) as writers:
             wait_until(lambda: "disk has not answered" in stalling.log(), "the disk stalls")
-            assert writers.gap_after(time.monotonic()) < 5
+            stalled = time.monotonic()
+            wait_until_it_tells_of_its_disk(stalling)
+            assert writers.gap_after(stalled) < 5
             wait_until(lambda: stalling.ready, "it is back")
+        assert "the disk answers again" in stalling.log_of_this_start()
+        data = cluster.data_of_each()
+        assert all(not writers.missing_in(found) for found in data.values())
+
+
+@needs_strace
+def test_stalled_disk_of_a_follower_is_told_and_costs_no_election(tmp_path):
+    with Cluster(tmp_path) as cluster:
+        leader = cluster.leader()
+        stalling = cluster.followers(leader)[0]
+        assert stalling.terminate() == 0
+        stalling.start(prefix=inject("delay_enter=6000000:when=200..200"))
+        wait_until(lambda: stalling.ready, "it is back")
+        term = leader.status()["term"]
+        with Writers([leader], 4) as writers:
+            wait_until_it_tells_of_its_disk(stalling)
+            writers.wait_for_more(100)
+            wait_until(lambda: stalling.ready, "it is back")
+        assert "the disk answers again" in stalling.log_of_this_start()
+        assert leader.status()["term"] == term
         data = cluster.data_of_each()
         assert all(not writers.missing_in(found) for found in data.values())
 

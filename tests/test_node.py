@@ -623,6 +623,83 @@ def test_a_stalled_save_ends_leadership():
         assert b"b" in nodes.commands_everywhere()
 
 
+def lines_about(caplog, start):
+    """What the log says that begins with *start*: (level, text)."""
+    return [(record.levelname, record.getMessage()) for record in caplog.records if record.getMessage().startswith(start)]
+
+
+@pytest.mark.parametrize("who", ["leader", "follower", "alone"])
+def test_a_disk_that_hangs_is_told_while_it_does(caplog, who):
+    """One line in the log when it has not answered for an election timeout, one when it answers again; until then not ready."""
+    caplog.set_level("INFO")
+    with group(1 if who == "alone" else 3) as nodes:
+        leader = nodes.leader()
+        node = nodes.followers(leader)[0] if who == "follower" else leader
+        storage, timeout = nodes.storages[node.name], FAST.election_timeout_seconds
+        storage.ready.clear()
+        write = leader.submit(b"a")
+        (_, line), = wait_until(lambda: lines_about(caplog, "the disk does not answer"), "the log tells it", 10)
+        told_after = float(line.partition("seconds=")[2])
+        assert told_after >= timeout
+        holds_for(3 * timeout, lambda: (node.not_ready() or "").startswith("the disk has not answered for ")
+                  and len(lines_about(caplog, "the disk does not answer")) == 1, "it is told once, and stays so")
+        assert float(node.not_ready().split()[-2]) >= told_after + 2 * timeout
+        assert not lines_about(caplog, "the disk answers again")
+        storage.ready.set()
+        wait_until(lambda: node.not_ready() is None, "it is back by itself")
+        assert [level for level, _ in lines_about(caplog, "the disk")] == ["WARNING", "INFO"]
+        assert not lines_about(caplog, "slow disk")
+        if who == "follower":
+            assert write.result(5).result == b"A"
+        nodes.leader().propose(b"b", 5)
+        assert nodes.commands_everywhere()[-1] == b"b"
+
+
+def test_each_stall_of_a_disk_is_told(caplog):
+    caplog.set_level("INFO")
+    with group(1) as nodes:
+        storage = nodes.storages["n1"]
+        for _ in range(2):
+            leader = nodes.leader()
+            caplog.clear()
+            storage.ready.clear()
+            leader.submit(b"a")
+            wait_until(lambda: lines_about(caplog, "the disk does not answer"), "the log tells it", 10)
+            storage.ready.set()
+            wait_until(lambda: lines_about(caplog, "the disk answers again"), "and its end")
+
+
+def test_a_disk_that_hangs_and_then_fails_is_silent_and_no_longer_hangs(caplog):
+    caplog.set_level("INFO")
+    with group(1) as nodes:
+        storage, leader = nodes.storages["n1"], nodes.leader()
+        storage.ready.clear()
+        leader.submit(b"a")
+        wait_until(lambda: lines_about(caplog, "the disk does not answer"), "the log tells it", 10)
+        storage.failure = StorageFailed("the disk is gone")
+        storage.ready.set()
+        wait_until(lambda: leader.not_ready() == "the disk is gone", "it has failed", 10)
+        holds_for(3 * FAST.election_timeout_seconds, lambda: leader.not_ready() == "the disk is gone"
+                  and len(lines_about(caplog, "the disk does not answer")) == 1, "nothing hangs any more")
+        storage.failure = None
+        wait_until(lambda: leader.not_ready() is None, "it is back by itself")
+
+
+def test_nobody_wakes_for_a_disk_that_hangs_but_once(monkeypatch):
+    """That a write hangs is no reason to look at it again and again."""
+    with group() as nodes:
+        leader = nodes.leader()
+        node = nodes.followers(leader)[0]
+        storage, looks = nodes.storages[node.name], []
+        storage.ready.clear()
+        leader.submit(b"a")
+        wait_until(lambda: (node.not_ready() or "").startswith("the disk has not answered"), "it hangs")
+        look = node._look_at_disks_locked
+        monkeypatch.setattr(node, "_look_at_disks_locked", lambda now: (looks.append(now), look(now)))
+        the_fault_lasts.wait(1)
+        assert len(looks) < 10
+
+
 def test_a_state_that_cannot_be_written_is_tried_again_and_not_applied_twice():
     with group() as nodes:
         leader = nodes.leader()
@@ -918,6 +995,27 @@ def test_reads_that_nobody_waits_for_are_not_kept():
         nodes.wires.cut()
         wait_until(lambda: follower.not_ready() is None, "it is ready")
         follower.read(None)
+
+
+@pytest.mark.parametrize("who", ["follower", "alone"])
+def test_a_state_machine_that_hangs_is_told_while_it_does(monkeypatch, caplog, who):
+    caplog.set_level("INFO")
+    monkeypatch.setattr(node_module, "STATE_STALL_SECONDS", 0.5)
+    with group(1 if who == "alone" else 3) as nodes:
+        leader = nodes.leader()
+        node = nodes.followers(leader)[0] if who == "follower" else leader
+        machine = nodes.machines[node.name]
+        machine.ready.clear()
+        leader.submit(b"a")
+        wait_until(lambda: lines_about(caplog, "the state cannot be written"), "the log tells it")
+        before = node.not_ready()
+        assert before.startswith("the state cannot be written: it has not answered for "), before
+        holds_for(1, lambda: len(lines_about(caplog, "the state c")) == 1, "it is told once")
+        assert float(node.not_ready().split()[-2]) >= float(before.split()[-2]) + 0.9
+        machine.ready.set()
+        wait_until(lambda: node.not_ready() is None, "it is back by itself")
+        assert [level for level, _ in lines_about(caplog, "the state c")] == ["ERROR", "INFO"]
+        assert nodes.commands_everywhere() == [b"a"]
 
 
 def test_a_state_machine_that_hangs_ends_leadership(monkeypatch):

@@ -128,6 +128,16 @@ class Raft:
         """When ``tick`` has something to do."""
         return self._timer
 
+    @property
+    def disk_due(self):
+        """When the write under way will have taken so long that the disk has failed; math.inf without one."""
+        return math.inf if self._saving_since is None else self._saving_since + self._saving_seconds
+
+    @property
+    def disk_stalled_seconds(self):
+        """For how long the disk has not answered, if that is so long that it has failed, else 0."""
+        return self.now - self._saving_since if self._disk_is_stalled() else 0.0
+
     # Time
 
     def tick(self, now):
@@ -145,7 +155,7 @@ class Raft:
         self._timer = self.now + timeout * (1 + self._random.random())
 
     def _disk_is_stalled(self):
-        return self._saving_since is not None and self.now - self._saving_since > self._saving_seconds
+        return self.now >= self.disk_due
 
     def _check_leadership(self):
         """CheckQuorum (thesis 6.2): who hears no majority for an election timeout leads no longer. A stalled disk counts as failure."""

@@ -285,7 +285,7 @@ TERMS_AND_VOTES = (
         "stalled-disk-is-no-failure",
         "A leader whose disk hangs goes on to send heartbeats: nothing commits, and nobody else may lead.",
         "thesis 6.2: who cannot commit must not keep others from it",
-        [Edit(CORE, "return self._saving_since is not None and self.now - self._saving_since > self._saving_seconds", "return False")],
+        [Edit(CORE, "return self.now >= self.disk_due", "return False")],
         [STATE + "test_a_stalled_disk_is_a_failure"]),
 )
 
