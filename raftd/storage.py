@@ -169,13 +169,13 @@ class Storage:
         """Open the file again, after a save that failed. Raises StorageFailed while the disk still refuses, DamagedFiles if it
         is another file: an older one may have forgotten a vote."""
         self._connection.close()
+        with storage_errors(self.path):
+            if present(self.path) and file_id(self.path) != self._file_ids[0]:  # SQLite would move our WAL into it
+                raise DamagedFiles(f"{self.path} was exchanged while raftd had it open; {REPLACE_NODE}")
         again = self.open(os.path.dirname(self.path))
-        before, self._file_ids = self._file_ids, again._file_ids
         self._promised.close()
         self._connection, self._promised, self._last_index = again._connection, again._promised, again._last_index
-        if again._file_ids[0] != before[0]:
-            self.close()
-            raise DamagedFiles(f"{self.path} was exchanged while raftd had it open; {REPLACE_NODE}")
+        self._file_ids = again._file_ids
 
     def load(self):
         """All that was saved, checked. Raises DamagedFiles with one line that says what and what to do."""

@@ -187,6 +187,26 @@ def test_a_log_that_was_exchanged_is_not_opened_again(tmp_path, what):
     storage.close()
 
 
+def test_the_end_of_a_log_that_was_moved_away_does_not_go_into_another_file(tmp_path):
+    """Its write-ahead log is still in its place: SQLite would move what is in it to whatever file has the name now."""
+    mine, other = tmp_path / "mine", tmp_path / "other"
+    mine.mkdir(), other.mkdir()
+    storage_with(other, "n9").close()
+    foreign = (other / "raft.db").read_bytes()
+    storage = storage_with(mine)
+    storage.save(Unsaved(HardState(9, "c"), None, 9, (Entry(9, 9, COMMAND, b"acknowledged"),)))
+    os.rename(mine / "raft.db", tmp_path / "moved away")
+    os.replace(other / "raft.db", mine / "raft.db")
+    with pytest.raises(DamagedFiles, match="was exchanged while raftd had it open"):
+        storage.reopen()
+    storage.close()
+    assert (mine / "raft.db").read_bytes() == foreign
+    os.replace(tmp_path / "moved away", mine / "raft.db")
+    storage = Storage.open(str(mine))
+    assert (storage.load().hard_state, storage.load().entries[-1].command) == (HardState(9, "c"), b"acknowledged")
+    storage.close()
+
+
 def test_the_same_log_is_opened_again_after_a_failed_save(tmp_path):
     storage = storage_with(tmp_path)
     with pytest.raises(StorageFailed):

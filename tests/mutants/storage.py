@@ -230,25 +230,24 @@ STORAGE = (
         "older-copy-opened-again",
         "After a failed save another file is opened under the same name: it may have forgotten a vote.",
         "restored backups: etcd's documentation of disaster recovery",
-        [Edit(STORE, "if again._file_ids[0] != before[0]:", "if False:")],
-        [RECOVERY + "test_a_log_that_was_exchanged_is_not_opened_again"]),
+        [Edit(STORE, "if present(self.path) and file_id(self.path) != self._file_ids[0]:", "if False:")],
+        [RECOVERY + "test_a_log_that_was_exchanged_is_not_opened_again",
+         RECOVERY + "test_the_end_of_a_log_that_was_moved_away_does_not_go_into_another_file"]),
     Mutant(
         "failed-save-believed-at-the-second-try",
         "After a failed sync the same connection goes on: what the kernel has dropped can still be read.",
         "fsyncgate (PostgreSQL 2018); Rebello et al., ATC 2020",
         [Edit(STORE, """
         self._connection.close()
-        again = self.open(os.path.dirname(self.path))
+        with storage_errors(self.path):
 """, """
-        again = self
+        with storage_errors(self.path):
 """),
+         Edit(STORE, "again = self.open(os.path.dirname(self.path))", "again = self"),
          Edit(STORE, """
-        before, self._file_ids = self._file_ids, again._file_ids
         self._promised.close()
         self._connection, self._promised, self._last_index = again._connection, again._promised, again._last_index
-""", """
-        before = self._file_ids
-""")],
+""", "")],
         [TESTS + "test_reopen_closes_the_connection_that_has_failed"]),
     Mutant(
         "what-is-found-is-not-synced",
