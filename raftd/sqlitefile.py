@@ -183,6 +183,12 @@ def file_id(path):
     return status.st_dev, status.st_ino
 
 
+def check_is_still(known, path):
+    """Raise StorageFailed if another file has the name *path* than the one *known* by its ``file_id``: SQLite does not notice."""
+    if file_id(path) != known:
+        raise StorageFailed(f"{path}: another file has taken its place; restart raftd")
+
+
 def sync_directory(path):
     """Make the entry of *path* in its directory durable."""
     sync(os.path.dirname(path))

@@ -694,6 +694,20 @@ def test_a_file_that_lost_its_name_is_noticed(store, tmp_path):
     assert value(store, "a") == b"2"
 
 
+def test_nothing_is_read_from_a_file_that_has_taken_its_place(opened, store, tmp_path):
+    """It may be sound, and of another server: who opens it anew must not take it for the state of this one."""
+    other = opened(tmp_path / "other")
+    apply(other, Set("a", b"of another server"))
+    other.close()
+    apply(store, Set("a", b"1"))
+    os.rename(tmp_path / "state.db", tmp_path / "moved")
+    os.rename(tmp_path / "other/state.db", tmp_path / "state.db")
+    with pytest.raises(StorageFailed, match="another file has taken its place"):
+        value(store, "a")
+    os.rename(tmp_path / "moved", tmp_path / "state.db")
+    assert value(store, "a") == b"1"
+
+
 # Readers
 
 

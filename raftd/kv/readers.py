@@ -8,16 +8,19 @@ from contextlib import contextmanager
 
 from raftd.errors import Stopping
 from raftd.kv.database import open_reader
-from raftd.sqlitefile import storage_errors
+from raftd.sqlitefile import check_is_still, storage_errors
 
 _MOST_IDLE = 16
 
 
 class Readers:
-    """A pool of read-only connections, one for each reader at a time; safe from many threads."""
+    """A pool of read-only connections, one for each reader at a time; safe from many threads.
+
+    ``file_id`` says which file is the right one; whoever exchanges it sets it.
+    """
 
     def __init__(self, path):
-        self._path = path
+        self._path, self.file_id = path, None
         self._changed = threading.Condition()
         self._idle = []
         self._busy = 0
@@ -35,7 +38,7 @@ class Readers:
         connection = self._take()
         try:
             with storage_errors(self._path):
-                connection = connection or open_reader(self._path)
+                connection = connection or self._open()
                 yield connection
         except BaseException:
             if connection:
@@ -64,6 +67,15 @@ class Readers:
             self._closed = True
             self._changed.notify_all()
         self._close_all()
+
+    def _open(self):
+        connection = open_reader(self._path)
+        try:
+            check_is_still(self.file_id, self._path)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     def _take(self):
         with self._changed:

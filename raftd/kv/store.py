@@ -20,7 +20,7 @@ from raftd.kv import database, execution
 from raftd.kv.commands import Get, decode
 from raftd.kv.readers import Readers
 from raftd.kv.snapshot import BadSnapshot, Incoming, Snapshot, copy
-from raftd.sqlitefile import file_id, present, storage_errors
+from raftd.sqlitefile import check_is_still, file_id, present, storage_errors
 
 log = logging.getLogger(__name__)
 
@@ -207,7 +207,7 @@ class KeyValueStore:
                 all_moved, _ = database.checkpoint(writer, "TRUNCATE")
                 if all_moved:
                     database.check_size(writer, self._path)
-            self._file_id = file_id(self._path)
+            self._readers.file_id = file_id(self._path)
         except BaseException:
             writer.close()
             raise
@@ -234,8 +234,7 @@ class KeyValueStore:
 
     def _prepare_to_write(self):
         self._reopen()
-        if file_id(self._path) != self._file_id:  # SQLite would go on writing into a file without a name
-            raise StorageFailed(f"{self._path}: another file has taken its place; restart raftd")
+        check_is_still(self._readers.file_id, self._path)  # SQLite would go on writing into a file without a name
         if self._commands_in_wal >= _CHECKPOINT_COMMANDS or self._bytes_in_wal >= _CHECKPOINT_BYTES:
             self.checkpoint()
 
@@ -294,6 +293,7 @@ class KeyValueStore:
                 sqlitefile.sync_directory(self._path)
                 os.replace(path, self._path)
                 self._sync_failed = True  # until the new name, too, is on disk
+                self._readers.file_id = file_id(self._path)
                 sqlitefile.sync_directory(self._path)
                 self._sync_failed = False
             finally:

@@ -3,6 +3,7 @@
 from mutants.mutant import Edit, Mutant
 
 STORE = "kv/store.py"
+READERS = "kv/readers.py"
 DATABASE = "kv/database.py"
 SNAPSHOT = "kv/snapshot.py"
 EXECUTION = "kv/execution.py"
@@ -282,6 +283,12 @@ STATE = (
         "write-into-a-removed-state",
         "SQLite goes on to write into a state file that has no name any more.",
         'SQLite, "how to corrupt", 4.2',
-        [Edit(STORE, "if file_id(self._path) != self._file_id:  # SQLite", "if False:  # SQLite")],
+        [Edit(STORE, "check_is_still(self._readers.file_id, self._path)  # SQLite", "pass  # SQLite")],
         [TESTS + "test_a_file_that_lost_its_name_is_noticed"]),
+    Mutant(
+        "reads-of-whatever-has-the-name",
+        "A connection for reads that is made anew takes the file that has the name of the state now, whosever it is.",
+        'SQLite, "how to corrupt", 4.2',
+        [Edit(READERS, "check_is_still(self.file_id, self._path)", "pass")],
+        [TESTS + "test_nothing_is_read_from_a_file_that_has_taken_its_place"]),
 )
