@@ -8,7 +8,7 @@ queues behind data. All are joined by ``stop``.
 
 A node knows neither SQLite nor HTTP, nor what a command means. It is handed
 
-storage        ``load()``, ``save(unsaved)``, ``reopen()``, ``close()``: see ``raftd.storage.Storage``
+storage        ``load()``, ``save(unsaved)``, ``reopen()``, ``lost(index, term)``, ``close()``: see ``raftd.storage.Storage``
 transport      ``connection(link)``, whose ``call(member, request, configuration_index)``, ``interrupt()`` and ``close()`` reach a
                peer, and ``identify(address)``: see ``raftd.transport.Transport``
 state machine  ``position``, ``apply``, ``read``, ``checkpoint``, ``snapshot``, ``receive``, ``install``, ``close``: see
@@ -677,12 +677,22 @@ class Node:
                 self._check_room_locked()
             self._raft.tick(time.monotonic())
             answer = self._raft.handle(request)
+            if self._raft.lost:
+                self._lost_locked()
+                raise Refusal(f"{self.name}: {self._silent}")
             future = answer.context = Future() if answer.reply is None else None
             wants_chunk = isinstance(request, InstallSnapshot) and answer.make_reply is None
             self._settle_locked()
         if wants_chunk:
             self._store_chunk(answer)
         return answer.reply if future is None else self._wait_for_reply(answer, future)
+
+    def _lost_locked(self):
+        """Be silent from now on: the log-writer remembers why, and ends the node."""
+        index, term = self._raft.lost
+        self._silent = StorageFailed(f"entry {index} of term {term} was confirmed by this server, and is not in its log")
+        self._fail_everything_locked(self._silent)
+        self._writer_wake.notify()
 
     def _check_truth_locked(self, sender, request):
         if request.term > self._raft.term + MAX_TERM_STEP:
@@ -956,24 +966,17 @@ class Node:
 
     def _writer_loop(self):
         """Make unsaved state durable, a batch at a time; while one batch syncs the next gathers."""
-        while True:
-            with self._lock:
-                while not self._raft.has_unsaved:
-                    if self._stopping.is_set():
-                        return
-                    self._writer_idle = True
-                    self._writer_wake.wait()
-                self._writer_idle = False
-                self._raft.tick(time.monotonic())
-                unsaved = self._raft.take_unsaved()
+        while (unsaved := self._wait_for_unsaved()) is not None:
             started = time.monotonic()
             try:
                 self._storage.save(unsaved)
             except StorageFailed as error:
-                if not self._recover(error):
-                    return
+                if self._raft.lost or not self._recover(error):
+                    break
                 continue
             with self._lock:
+                if self._raft.lost:
+                    break
                 now = time.monotonic()
                 self._raft.tick(now)
                 self._raft.saved(unsaved)
@@ -983,6 +986,21 @@ class Node:
                 log.info("the disk answers again seconds=%.3f entries=%s", now - started, len(unsaved.entries))
             elif now - started > self.settings.election_timeout_seconds / 2:
                 log.warning("slow disk seconds=%.3f entries=%s", now - started, len(unsaved.entries))
+        if self._raft.lost:
+            self._storage.lost(*self._raft.lost)
+            raise DamagedFiles(f"{self._silent}: its files are older than what it has said since; {REPLACE_NODE}")
+
+    def _wait_for_unsaved(self):
+        """What is to be written next; None when nothing is any more."""
+        with self._lock:
+            while not self._raft.has_unsaved and not self._raft.lost:
+                if self._stopping.is_set():
+                    return None
+                self._writer_idle = True
+                self._writer_wake.wait()
+            self._writer_idle = False
+            self._raft.tick(time.monotonic())
+            return None if self._raft.lost else self._raft.take_unsaved()
 
     def _recover(self, error):
         """The log could not be written: be silent until the file has been opened and read again. False when the node stops first."""

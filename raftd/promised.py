@@ -66,6 +66,11 @@ class Promised:
             self.write(self.said._replace(last_index=0, last_term=0))
             os.fdatasync(self._file.fileno())
 
+    def add_entry(self, index, term):
+        """raft.db has this entry not, but should: this is synced, since no later line can say it."""
+        self.write(self.said._replace(last_index=index, last_term=term))
+        os.fdatasync(self._file.fileno())
+
     def close(self):
         """Idempotent."""
         self._file.close()

@@ -254,6 +254,11 @@ class Storage:
             execute_rows(self._connection, "INSERT INTO log",
                          [(*entry, _checksum(entry.index, entry.term, entry.kind, data=entry.command)) for entry in unsaved.entries])
 
+    def lost(self, index, term):
+        """This entry was promised and is not there: remember that, so that ``load`` refuses these files. Raises StorageFailed."""
+        with storage_errors(self.path):
+            self._promised.add_entry(index, term)
+
     @contextmanager
     def _transaction(self):
         if not self._have_their_names():  # SQLite would go on writing into a file without one

@@ -58,6 +58,9 @@ class MemoryStorage:
             raise self.failure
         self.saves.append(unsaved)
 
+    def lost(self, index, term):
+        self.lost_entry = index, term
+
     def reopen(self):
         if self.failure:
             raise self.failure

@@ -13,6 +13,7 @@ READ = "tests/test_paper_reads.py::"
 REPLICATES = "tests/test_paper_replication.py::"
 COMPACTS = "tests/test_paper_snapshots.py::"
 STATE = "tests/test_paper_state.py::"
+OLDER = "tests/test_older_copy.py::"
 MERGES = "tests/test_log.py::"
 VOTERS = "tests/test_configuration.py::"
 SIMULATION = "bin/simulate --seeds 50"  # only where a third of all seeds sees it
@@ -955,4 +956,19 @@ SNAPSHOTS = (
         [COMPACTS + "test_compaction_keeps_the_configuration"]),
 )
 
-RAFT = (*TERMS_AND_VOTES, *REPLICATION, *READS, *MEMBERSHIP, *SNAPSHOTS)
+OLDER_COPIES = (
+    Mutant(
+        "older-copy-not-noticed",
+        "A follower that has lost what it confirmed is sent it anew, and nobody knows what else it has forgotten.",
+        "etcd's documentation of disaster recovery: a member that restarts with older data must be removed",
+        [Edit(CORE, "if request.confirmed:  #", "if False:  #")],
+        [OLDER + "test_a_follower_without_an_entry_that_it_has_confirmed_is_lost"]),
+    Mutant(
+        "all-that-is-sent-counts-as-confirmed",
+        "A leader takes what it has sent for what the follower has: whole servers are called lost.",
+        "raftd: a simplification that looks harmless",
+        [Edit(CORE, "confirmed = 0 < prev_log_index == progress.match_index", "confirmed = prev_log_index > 0")],
+        [OLDER + "test_what_a_follower_refuses_is_not_confirmed_at_the_next_attempt", SIMULATION]),
+)
+
+RAFT = (*OLDER_COPIES, *TERMS_AND_VOTES, *REPLICATION, *READS, *MEMBERSHIP, *SNAPSHOTS)

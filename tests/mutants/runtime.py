@@ -7,6 +7,7 @@ MEMBERSHIP = "membership.py"
 SERVER = "server.py"
 
 TESTS = "tests/test_node.py::"
+OLDER = "tests/test_older_copy.py::"
 MEMBER_TESTS = "tests/test_membership.py::"
 RECOVERY = "tests/test_recovery.py::"
 CLUSTER = "tests/test_cluster_membership.py::"
@@ -69,8 +70,8 @@ RUNTIME = (
         "After a save failed the node goes on as if it had been done.",
         "goraft, `w.Flush()`; Rebello et al., ATC 2020",
         [Edit(NODE, """
-                if not self._recover(error):
-                    return
+                if self._raft.lost or not self._recover(error):
+                    break
                 continue
 """, """
                 log.error("the log cannot be written error=%s", error)
@@ -120,6 +121,24 @@ RUNTIME = (
         "thesis 6.2, for the other file",
         [Edit(NODE, "if time.monotonic() >= self._state_due_locked():", "if False:")],
         [TESTS + "test_a_state_machine_that_hangs_is_told_while_it_does"]),
+    Mutant(
+        "older-copy-goes-on",
+        "A server that finds out that it is an older copy of itself goes on as it is.",
+        "faults of other stores after a backup of one server was put back; etcd's documentation of disaster recovery forbids it",
+        [Edit(NODE, """
+            if self._raft.lost:
+                self._lost_locked()
+                raise Refusal(f"{self.name}: {self._silent}")
+""", "")],
+        [OLDER + "test_a_node_that_is_an_older_copy_ends_and_its_files_are_refused_from_then_on"]),
+    Mutant(
+        "older-copy-may-be-started-again",
+        "An older copy ends when the leader tells it so, and votes after the next start if the leader is gone by then.",
+        "a supervisor that starts again what ends",
+        [Edit(NODE, """
+            self._storage.lost(*self._raft.lost)
+""", "")],
+        [OLDER + "test_a_node_that_is_an_older_copy_ends_and_its_files_are_refused_from_then_on"]),
     Mutant(
         "failed-save-not-reopened",
         "After a save failed the same file is read again through the same connection.",

@@ -240,6 +240,7 @@ class Cluster:
         raft = server.raft
         before = raft.term, raft.voted_for
         answer = raft.handle(request)
+        assert raft.lost is None, "whole files are taken for an older copy"
         self.judge.check_commit(server)
         match request:
             case RequestVote(pre_vote=True):

@@ -1,0 +1,162 @@
+"""Files of an earlier moment, such as a backup put back: what they say is sound, and the server has forgotten what it promised since.
+
+By itself it cannot know. The leader does, if the server has told it: what a follower has confirmed to the leader of a term it keeps as
+long as that leads (section 5.3), and each request says whether the entry before it is one of those.
+"""
+
+import shutil
+
+import pytest
+
+from cluster import Cluster, wait_until
+from one_server import HEARTBEAT, accept, ask, follower, leader, propose, refuse, replicate
+from raftd.errors import DamagedFiles, Refusal, StorageFailed
+from raftd.raft.configuration import Configuration, Member
+from raftd.raft.core import Unsaved
+from raftd.raft.messages import COMMAND, AppendEntries, Entry, HardState, RequestVote
+from raftd.storage import Identity, Storage
+from test_node import FAST, Group
+
+
+# The core
+
+
+def test_a_new_leader_does_not_know_what_others_have_confirmed():
+    raft = leader(1, 1, committed=False)
+    assert raft.request_for("n2").confirmed is False
+
+
+def test_a_leader_says_what_was_confirmed_to_it():
+    raft = leader(1, 1)
+    accept(raft, "n3")
+    raft.tick(raft.now + HEARTBEAT)
+    assert raft.request_for("n3") == AppendEntries(raft.term, "n1", 2, 1, (), 3, raft.role.round, True)
+    propose(raft)
+    assert raft.data_for("n3").confirmed and raft.data_for("n3").prev_log_index == 2
+
+
+def test_entries_on_their_way_are_not_confirmed():
+    raft = leader(1, 1)
+    replicate(raft, "n2", "n3")
+    propose(raft)
+    request = raft.data_for("n3")
+    raft.role.progress["n3"].next_index = raft.log.last_index + 1  # as if more could be sent before the answer
+    assert request.confirmed and raft._append_entries_for(raft.role.progress["n3"], ()).confirmed is False
+
+
+def test_what_a_follower_refuses_is_not_confirmed_at_the_next_attempt():
+    raft = leader(1, 1, 1, 1, committed=False)
+    refuse(raft, "n3", (4, 1), 2)
+    assert raft.data_for("n3").prev_log_index == 1 and not raft.data_for("n3").confirmed
+
+
+@pytest.mark.parametrize("term", [1, 2])
+def test_a_follower_without_an_entry_that_it_has_confirmed_is_lost(term):
+    """Also if it has forgotten the term."""
+    raft = follower(1, 1)
+    ask(raft, AppendEntries(term, "n2", 5, 1, (), 5, 0, True))
+    assert raft.lost == (5, 1)
+
+
+@pytest.mark.parametrize("term, prev, confirmed", [
+    (1, (5, 1), False), (1, (2, 1), True), (1, (1, 1), True), (0, (5, 0), True), (1, (0, 0), True)],
+    ids=["not confirmed", "the last entry", "an earlier entry", "of an earlier leader", "nothing"])
+def test_one_that_has_all_is_not(term, prev, confirmed):
+    raft = follower(1, 1)
+    ask(raft, AppendEntries(term, "n2", *prev, (), 0, 0, confirmed))
+    assert raft.lost is None
+
+
+# The node
+
+
+def test_a_node_that_is_an_older_copy_ends_and_its_files_are_refused_from_then_on():
+    nodes = Group(3, FAST)
+    try:
+        leading = nodes.leader()
+        old = nodes.followers(leading)[0]
+        storage, machine = nodes.storages[old.name], nodes.machines[old.name]
+        leading.propose(b"a", 5)
+        wait_until(lambda: machine.position == nodes.machines[leading.name].position, "it has the first")
+        older = list(storage.entries), machine.position, list(machine.commands)
+        leading.propose(b"b", 5)
+        wait_until(lambda: leading.look(lambda raft: raft.match_index(old.name) == raft.log.last_index), "it has confirmed the second")
+        promised = leading.look(lambda raft: (raft.log.last_index, raft.log.last_term))
+        del nodes.wires.nodes[old.name]
+        old.stop()
+        storage.entries, machine.position, machine.commands = older
+        heard = nodes.wires.carried[AppendEntries]
+        again = nodes.add(old.name)
+        wait_until(lambda: nodes.failures or nodes.wires.carried[AppendEntries] > heard + 20, "it ends, or answers as if nothing were")
+        assert nodes.failures
+        assert isinstance(nodes.failures[0], DamagedFiles) and len(nodes.failures) == 1
+        assert f"entry {promised[0]} of term {promised[1]} was confirmed by this server, and is not in its log" in str(nodes.failures[0])
+        assert storage.lost_entry == promised
+        with pytest.raises(Refusal, match="was confirmed by this server"):
+            again.handle(leading.name, 0, RequestVote(99, leading.name, 99, 99, True))
+        with pytest.raises(StorageFailed):
+            again.read(None, "linearizable", 1)
+        assert leading.propose(b"c", 5)
+    finally:
+        nodes.stop()
+
+
+# The files
+
+
+IDENTITY = Identity("n1", "f" * 32, "c" * 32)
+
+
+def test_files_that_have_lost_an_entry_for_sure_are_refused_also_after_a_power_cut(tmp_path, monkeypatch):
+    storage, synced = Storage.create(tmp_path, IDENTITY, Configuration({"n1": Member("n1", "localhost:4001")})), []
+    storage.load()
+    storage.save(Unsaved(HardState(3, None), None, 1, (Entry(1, 3, COMMAND, b"x"),)))
+    monkeypatch.setattr("os.fdatasync", lambda descriptor: synced.append((tmp_path / "raft.promised").read_bytes()))
+    storage.lost(4, 3)
+    storage.close()
+    assert synced == [(tmp_path / "raft.promised").read_bytes()]
+    for _ in range(2):
+        storage = Storage.open(tmp_path)
+        with pytest.raises(DamagedFiles, match="entry 4 of term 3 was in it and is not.*join it again with an empty data path"):
+            storage.load()
+        storage.close()
+
+
+# Real servers
+
+
+@pytest.mark.cluster
+def test_a_backup_put_back_is_refused_and_a_new_server_takes_its_place(tmp_path):
+    """The case of a person who restores yesterday's copy of one server, and of a supervisor that starts it again and again."""
+    with Cluster(tmp_path) as cluster:
+        leading = cluster.leader()
+        old = cluster.followers(leading)[0]
+        cluster.write("a", b"1")
+        cluster.wait_converged()
+        old.terminate()
+        shutil.copytree(old.path, tmp_path / "backup")
+        old.start()
+        cluster.write("b", b"2")
+        cluster.wait_converged()
+        old.terminate()
+        shutil.rmtree(old.path)
+        shutil.copytree(tmp_path / "backup", old.path)
+        old.start(wait=False)
+        assert old.exit_status() == 1
+        said = old.log_of_this_start().splitlines()
+        assert said[-1].startswith("raftd: ") and "was confirmed by this server, and is not in its log" in said[-1], said
+        assert "remove this node from the cluster and join it again with an empty data path" in said[-1]
+        assert "Traceback" not in old.log_of_this_start()
+        leading.kill()  # nobody is left who knows; the server with the backup must not help to elect another
+        other = next(server for server in cluster.servers if server not in (leading, old))
+        for _ in range(2):
+            old.start(wait=False)
+            assert old.exit_status() == 1
+            assert "was in it and is not" in old.log_of_this_start().splitlines()[-1]
+        leading.start()
+        cluster.leader([leading, other])
+        assert cluster.write("c", b"3", among=[leading, other])
+        assert cluster.leader([leading, other]).call("DELETE", f"/members/{old.name}").status == 200
+        new = cluster.new(name="n9")
+        new.start(join=leading.address)
+        wait_until(lambda: new.get("b").body == b"2", "the new server has all")
