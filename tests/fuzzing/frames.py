@@ -40,6 +40,10 @@ LYING_CONFIGURATIONS = (b"", b"null", b"[1]", b'["ab"]', b'[["n1"]]', b'[[1,"a",
 UNKNOWN_COMMANDS = (b"", b"\0", b"\1", b"\2\1\0\0\1a", b"\1\3\0\0\1a", b"\1\1\0\xff\xffa", b"\1\1\xff\0\1a", b"\1\1\0\0\1\xff")
 
 
+class OlderCopy(Exception):
+    """The node believes that its files are older than what it has said: it ends."""
+
+
 class Clock:
     def __init__(self):
         self.now = 1000.0
@@ -279,7 +283,7 @@ def append_entries(rng, raft, term, sender):
         entries.append(Entry(index, last, *content(rng)))
     leader_commit = near(rng, raft.commit_index if rarely(rng, 0.5) else prev + len(entries))
     read_round = number(rng) if rarely(rng, 0.1) else rng.randint(0, 5)
-    return AppendEntries(term, sender, prev, prev_term, tuple(entries), leader_commit, read_round)
+    return AppendEntries(term, sender, prev, prev_term, tuple(entries), leader_commit, read_round, rarely(rng, 0.05))
 
 
 def content(rng):
@@ -306,7 +310,7 @@ class Frames:
 
     name, unit = "frames", "frames"
     exercised = ("frames", "answered", "refused", "nonsense", "terms taken over", "votes given", "entries taken", "entries replaced",
-                 "unknown commands", "led at the end")
+                 "unknown commands", "called an older copy", "led at the end")
 
     def __enter__(self):
         self.counts, self._clock = Counter(), Clock()
@@ -334,6 +338,8 @@ class Frames:
             self.counts["led at the end"] += attacked.led
         except UnknownCommand:  # it stops, as it must: this raftd would make another state than others
             self.counts["unknown commands"] += 1
+        except OlderCopy:  # as above; a peer that lies can make it believe so
+            self.counts["called an older copy"] += 1
         except Exception as error:
             told = "\n".join(f"  {sender}: {shown(data)}" for sender, data in sent)
             raise Finding(f"{error!r}\n{told}\nto n1, in term {attacked.raft.term} now, as {attacked.raft.role}") from error
@@ -372,6 +378,10 @@ class Frames:
         try:
             reply = attacked.node.handle(sender, configuration_index, request)
         except Refusal:
+            if raft.lost:
+                has_it = raft.log.term_at(request.prev_log_index) == request.prev_log_term
+                _require(request.confirmed and not has_it, f"{request} does not say that it has lost anything")
+                raise OlderCopy from None
             if not attacked.node.waited:
                 _require(attacked.view() == before, f"refused, and changed: {before} {attacked.view()}")
             raise
