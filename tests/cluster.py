@@ -593,7 +593,39 @@ class RegisterClients:
             client.close()
 
 
-# Machines that are short of something
+# Machines that are short of something, or whose system calls fail
+
+
+class Strace:
+    """Faults in the system calls of a running process, from now on until ``end``.
+
+    *calls* are one or more, with commas between; *fault* is what strace injects. Of calls on certain *files* only, if there are any.
+    """
+
+    def __init__(self, server, calls, fault, files=()):
+        of_files = [word for file in files for word in ("-P", file)]
+        self._server, self._process = server, subprocess.Popen(
+            ["strace", "-f", "-o", "/dev/null", *of_files, "-e", f"trace={calls}", "-e", f"inject={calls}:{fault}",
+             "-p", str(server.process.pid)], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wait_until(lambda: self._is_attached() or not server.running or self._process.poll() is not None, f"{server} is traced")
+
+    def _is_attached(self):
+        """To every thread there is."""
+        try:
+            tasks = [(task / "status").read_text() for task in Path(f"/proc/{self._server.process.pid}/task").iterdir()]
+        except (FileNotFoundError, ProcessLookupError):  # a thread has ended
+            return False
+        return all(f"TracerPid:\t{self._process.pid}\n" in status for status in tasks)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.end()
+
+    def end(self):
+        self._process.terminate()
+        self._process.wait(PATIENCE_SECONDS)
 
 
 class ControlGroup:

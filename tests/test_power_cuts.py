@@ -16,7 +16,7 @@ import pytest
 
 from cluster import Cluster, Writers
 from crashes.driver import TOP
-from crashes.real import Disk, private_mounts
+from crashes.real import Disk, cut_power, private_mounts
 
 CUTS = 6
 CUTS_OF_ENGINES = 20
@@ -38,18 +38,6 @@ def disks(tmp_path):
         yield make
         for disk in made:
             disk.remove()
-
-
-def cut_power(servers, disks):
-    """All of *servers* lose their power at the same moment."""
-    for server in servers:
-        server.pause()
-    for disk in disks:
-        disk.cut()
-    for server in servers:
-        server.kill()
-    for disk in disks:
-        disk.mount_again()
 
 
 @pytest.mark.cluster

@@ -14,8 +14,7 @@ from collections import Counter
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from chaos.world import Strace
-from cluster import ControlGroup, in_threads
+from cluster import ControlGroup, Strace, in_threads
 
 log = logging.getLogger(__name__)
 

@@ -27,10 +27,10 @@ class Violated(AssertionError):
 class Disk:
     """A small file system in memory, so that it can be filled."""
 
-    def __init__(self, path):
+    def __init__(self, path, mebibytes=DISK_MEBIBYTES):
         self.path = path
         path.mkdir()
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_MEBIBYTES}m", "raftd-chaos", path], check=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "raftd-chaos", path], check=True)
 
     def fill(self, leave):
         """Take all the room but so many bytes."""
@@ -45,6 +45,17 @@ class Disk:
 
     def make_room(self):
         (self.path / "filler").unlink(missing_ok=True)
+
+    def take_inodes(self):
+        """From now on there is none for another file."""
+        status = os.statvfs(self.path)
+        self._limit_inodes(status.f_files - status.f_ffree)
+
+    def give_inodes(self):
+        self._limit_inodes(1000)
+
+    def _limit_inodes(self, count):
+        subprocess.run(["mount", "-o", f"remount,nr_inodes={count}", self.path], check=True)
 
     def unmount(self):
         subprocess.run(["umount", "--lazy", self.path], check=False)
@@ -278,16 +289,3 @@ class World:
         path = self.clock_of(self.disk_of(server))
         path.with_suffix(".new").write_text(f"{added:.3f} {speed:g}")
         path.with_suffix(".new").rename(path)
-
-
-class Strace:
-    """Faults in the system calls of a running process, until ``end``."""
-
-    def __init__(self, server, call, fault):
-        self._process = subprocess.Popen(
-            ["strace", "-f", "-o", "/dev/null", "-e", f"trace={call}", "-e", f"inject={call}:{fault}", "-p", str(server.process.pid)],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-    def end(self):
-        self._process.terminate()
-        self._process.wait(PATIENCE_SECONDS)

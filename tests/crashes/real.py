@@ -83,6 +83,18 @@ class Disk:
             subprocess.run(["umount", "--lazy", self.path], check=True)
 
 
+def cut_power(servers, disks):
+    """All of *servers* lose their power at the same moment."""
+    for server in servers:
+        server.pause()
+    for disk in disks:
+        disk.cut()
+    for server in servers:
+        server.kill()
+    for disk in disks:
+        disk.mount_again()
+
+
 def run(seed, cuts, plant=None, keep=None):
     """So many cuts of one server, each the end of one life. Counts, as of ``enumeration.run``; raises PromiseBroken."""
     rng, counts = random.Random(seed), Counter()
