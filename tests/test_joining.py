@@ -111,6 +111,7 @@ def nobody():
 def impatient(monkeypatch):
     monkeypatch.setattr(joining, "PATIENCE_SECONDS", 0.3)
     monkeypatch.setattr(joining, "ANSWER_SECONDS", 0.15)
+    monkeypatch.setattr(joining, "PAUSE_SECONDS", 0.1)
 
 
 def joiner(*addresses, name="n9"):

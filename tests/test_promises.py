@@ -2,6 +2,7 @@
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -11,13 +12,16 @@ BROKEN = re.findall(r"^- \*\*.+$", PAGE.partition("What broke others\n---")[2].p
 HELD = re.compile(r"``(test_\w+\.py::test_\w+|transcripts/\w+\.txt|bin/\w+|test_\w+\.py)``")
 
 
+@cache
+def functions_of(path):
+    return {node.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)}
+
+
 def is_there(reference):
     """True for a test, a transcript or a command that exists."""
     file, _, name = reference.partition("::")
     path = HERE.parent / file if file.startswith("bin/") else HERE / file
-    if not path.exists() or not name:
-        return path.exists()
-    return any(isinstance(node, ast.FunctionDef) and node.name == name for node in ast.walk(ast.parse(path.read_text())))
+    return path.exists() and (not name or name in functions_of(path))
 
 
 def test_what_the_page_names_is_there():

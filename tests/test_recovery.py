@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 
 from cluster import RAFTD, Cluster, the_fault_lasts, wait_until
-from raftd import cli, wire
+from raftd import cli, joining, wire
 from raftd.config import Settings
 from raftd.errors import (
     DamagedFiles, LeadershipLost, NoLeader, NoQuorum, PeerUnreachable, RaftdError, Refusal, StartupError, StorageFailed, Stopping,
@@ -29,7 +29,7 @@ from raftd.storage import Identity, Storage
 from raftd.transport import Connection, Frames
 from test_node import FAST, PATIENT, TINY, Group, MemorySnapshot, clients, depose, group
 
-SLOW_SECONDS = 1.5  # how long something takes that may be slow
+SLOW_SECONDS = 1.0  # how long something takes that may be slow
 
 
 # Files
@@ -141,16 +141,25 @@ def test_a_key_that_changed_on_the_disk_ends_the_server(tmp_path):
         assert last.startswith("raftd: ") and "damaged" in last and "join it again" in last
 
 
+@pytest.fixture
+def start_that_fails(monkeypatch, capfd):
+    """``start_that_fails(path)``: raftd, in this process, on *path*, with nobody to join, and less patience than it has."""
+    def start(path):
+        assert cli.main(["-p", "0", "-join", "127.0.0.1:1", str(path)]) == 1
+        assert "nobody to join" in capfd.readouterr().err
+    monkeypatch.setattr(joining, "PATIENCE_SECONDS", 0.3)
+    return start
+
+
 @pytest.mark.parametrize("where", ["path", "deep/down/path"])
-def test_a_start_that_fails_leaves_no_directory(tmp_path, where):
-    done = run_raftd(tmp_path / where, "-join", "127.0.0.1:1")
-    assert done.returncode == 1 and "nobody to join" in done.stderr
+def test_a_start_that_fails_leaves_no_directory(tmp_path, start_that_fails, where):
+    start_that_fails(tmp_path / where)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_start_that_fails_leaves_the_files_of_others(tmp_path):
+def test_a_start_that_fails_leaves_the_files_of_others(tmp_path, start_that_fails):
     (tmp_path / "notes").write_text("mine")
-    assert run_raftd(tmp_path, "-join", "127.0.0.1:1").returncode == 1
+    start_that_fails(tmp_path)
     assert contents(tmp_path) == {"notes": b"mine"}
 
 
