@@ -43,11 +43,12 @@ needs_strace = pytest.mark.skipif(not shutil.which("strace"), reason="needs stra
 
 
 def wait_until(truth, what, seconds=PATIENCE_SECONDS):
-    """What ``truth()`` gives, as soon as it is true."""
-    deadline = time.monotonic() + seconds
+    """What ``truth()`` gives, as soon as it is true: asked at once, soon again, and then every so often."""
+    deadline, pause = time.monotonic() + seconds, POLL_SECONDS / 16
     while not (answer := truth()):
         assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
-        time.sleep(POLL_SECONDS)
+        time.sleep(pause)
+        pause = min(2 * pause, POLL_SECONDS)
     return answer
 
 

@@ -227,7 +227,7 @@ def warnings_in(caplog):
 
 
 def test_a_new_address_that_is_refused_is_told_again_with_growing_pauses_and_one_warning(straw, caplog, monkeypatch):
-    monkeypatch.setattr(joining, "PAUSE_SECONDS", 0.1)
+    monkeypatch.setattr(joining, "PAUSE_SECONDS", 0.05)
     straw.voters, straw.join = ["n1", "n9"], BAD_REQUEST
     with announcing(joiner(straw.address)) as thread:
         wait_until(lambda: straw.count("POST", "/join") >= 3, "it asks again")

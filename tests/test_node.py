@@ -32,6 +32,12 @@ TINY = replace(FAST, compact_entries=10, keep_entries=5, snapshot_chunk_bytes=10
 PATIENT = Settings(heartbeat_seconds=0.05, election_timeout_seconds=2, rpc_timeout_seconds=0.25)  # a disk may be held for a while
 
 
+@pytest.fixture(autouse=True)
+def retries_soon(monkeypatch):
+    """A disk that has failed is tried again sooner than outside of tests."""
+    monkeypatch.setattr(node_module, "RETRY_SECONDS", 0.1)
+
+
 class MemoryStorage:
     """A disk that can be slow (``ready`` cleared), and fail (``failure``, and then reopen too)."""
 

@@ -27,7 +27,7 @@ from raftd.raft.messages import (
 from raftd.server import Server
 from raftd.storage import Identity, Storage
 from raftd.transport import Connection, Frames
-from test_node import FAST, PATIENT, TINY, Group, MemorySnapshot, clients, depose, group
+from test_node import FAST, PATIENT, TINY, Group, MemorySnapshot, clients, depose, group, retries_soon  # noqa: F401, a fixture for all
 
 SLOW_SECONDS = 1.0  # how long something takes that may be slow
 
