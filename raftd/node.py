@@ -858,7 +858,7 @@ class Node:
             log.log(TRACE, "rpc failed peer=%s request=%s error=%s", link.peer, request, error)
             reply, failure = None, error
         with self._lock:
-            if self._silent or link.closed:
+            if self._silent or link.closed:  # closed: who has that name by now is perhaps another
                 return
             self._raft.tick(time.monotonic())
             self._raft.handle_reply(link.peer, request, reply)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from cluster import holds_for, wait_until
+from cluster import holds_for, the_fault_lasts, wait_until
 from raftd import membership
 from raftd.errors import BadRequest, CommitTimeout, LeadershipLost, NoQuorum, NotFound, NotLeader, RaftdError, Refusal
 from raftd.node import Node
@@ -90,6 +90,98 @@ def test_a_server_is_not_promoted_with_the_progress_of_its_namesake():
         forget(nodes, "n2")
         leader.propose(b"b", 5)
         assert nodes.commands_everywhere() == [b"a", b"b"]
+
+
+def test_a_late_answer_of_a_removed_server_is_not_that_of_its_namesake():
+    """It has lost its files meanwhile and joined again: what it confirmed before counts for nothing."""
+    answered, released = threading.Event(), threading.Event()
+    with group(1) as nodes:
+        leader, carry = nodes.leader(), nodes.wires._call
+        leader.propose(b"a", 5)
+
+        def late(sender, member, request, index):
+            reply = carry(sender, member, request, index)
+            if member.id == "id-n2" and getattr(request, "entries", ()):
+                answered.set()
+                released.wait(20)
+            return reply
+        nodes.wires._call = late
+        nodes.add("n2")
+        try:
+            leader.join("n2", "host:2", False, 10)
+            assert answered.wait(10)
+            waiting, = [thread for thread in threading.enumerate() if thread.name == "to-n2-data"]
+            leader.remove("n2", timeout=5)
+            add_twin(nodes, "n2", "host:22", "id-twin")
+            nodes.wires.lose = lambda _, receiver, request: "request" if receiver == "id-twin" and getattr(request, "entries", ()) else None
+            leader.join("n2", "host:22", False, 5)
+        finally:
+            released.set()
+        waiting.join(10)
+        assert not waiting.is_alive() and leader.look(lambda raft: raft.match_index("n2")) == 0
+        nodes.wires.cut()
+        forget(nodes, "n2")
+        assert nodes.commands_everywhere() == [b"a"]
+
+
+class Rounds:
+    """A leader, with a clock of its own, whose newcomer takes so many seconds for each round; the log grows all the time."""
+
+    def __init__(self, *seconds):
+        self.now, self.left, self.seconds, self.brought = 0.0, 0.0, list(seconds), 0
+        self.settings = SimpleNamespace(election_timeout_seconds=1.0)
+        self.raft = SimpleNamespace(
+            is_leader=True, log=SimpleNamespace(last_index=10), configuration=SimpleNamespace(members={"n2": None}),
+            match_index=lambda name: self.brought, silent_for=lambda name: 0.0)
+
+    def look(self, question):
+        return question(self.raft)
+
+    def wait_until(self, question, deadline):
+        if not self.left:
+            self.left, self.brings = self.seconds.pop(0), self.raft.log.last_index
+        step = min(self.left, deadline - self.now)
+        self.now, self.left, self.raft.log.last_index = self.now + step, self.left - step, self.raft.log.last_index + 5
+        self.brought = self.brought if self.left else self.brings
+        return question(self.raft)
+
+
+def test_a_newcomer_has_caught_up_after_a_round_that_is_shorter_than_an_election_timeout(monkeypatch):
+    """Each round brings what the log had when it began, and takes as long as that takes (thesis 4.2.1)."""
+    for seconds in ([7.0, 1.5, 1.0, 0.5, 0.25], [0.5, 9.0], [2.0, 2.0, 2.0, 0.75, 1.0]):
+        rounds = Rounds(*seconds)
+        monkeypatch.setattr(membership, "time", SimpleNamespace(monotonic=lambda rounds=rounds: rounds.now))
+        membership._wait_until_caught_up(rounds, Member("n2", "host:2", False, "id-n2"), 100.0)
+        assert rounds.seconds == seconds[-1:], "the one before the last is the first that is short"
+
+
+def test_a_newcomer_that_has_all_but_took_long_for_it_waits_another_round(monkeypatch):
+    """The next may be as long, and nothing would be committed meanwhile (thesis 4.2.1)."""
+    goals, allowed, has_or_nobody_asks = [], 0, membership._has_or_nobody_asks
+
+    def note(name, goal, raft):
+        goals.append(goal)
+        return has_or_nobody_asks(name, goal, raft)
+    monkeypatch.setattr(membership, "_has_or_nobody_asks", note)
+    with clients(1) as pool, group(1, replace(FAST, max_append_bytes=50)) as nodes:
+        leader = nodes.leader()
+        nodes.wires.lose = lambda _, receiver, request: (
+            "request" if receiver == "n2" and any(entry.index > allowed for entry in getattr(request, "entries", ())) else None)
+        nodes.add("n2")
+        join = pool.submit(leader.join, "n2", "host:2", True, 20)
+        wait_until(lambda: goals, "the first round has begun")
+        the_fault_lasts.wait(2 * FAST.election_timeout_seconds)
+        for _ in range(3):
+            leader.propose(bytes(50), 5)
+        allowed = goals[0]
+
+        def is_voter():
+            return leader.look(lambda raft: raft.configuration.is_voter("n2"))
+        wait_until(lambda: goals[-1] > goals[0] or is_voter(), "the first round is over")
+        assert not is_voter()
+        allowed = goals[-1] + 1000
+        join.result(20)
+        assert is_voter()
 
 
 def test_only_the_server_that_asked_is_promoted():

@@ -24,7 +24,7 @@ from raftd.errors import (
 from raftd.node import Node
 from raftd.raft.configuration import Configuration, Member
 from raftd.raft.core import Base
-from raftd.raft.messages import COMMAND, AppendEntries, Entry, HardState, InstallSnapshot, RequestVote, TimeoutNow
+from raftd.raft.messages import COMMAND, AppendEntries, Entry, HardState, InstallSnapshot, ReadIndex, RequestVote, TimeoutNow
 from raftd.storage import Identity, Saved
 
 FAST = Settings(heartbeat_seconds=0.05, election_timeout_seconds=0.3, rpc_timeout_seconds=0.25)
@@ -616,8 +616,10 @@ def test_a_leader_whose_log_fails_is_silent_and_another_leads():
         nodes.storages[leader.name].failure = StorageFailed("an I/O error")
         with pytest.raises(StorageFailed):
             leader.propose(b"lost", 5)
-        with pytest.raises(Refusal):
-            leader.handle("n1", 0, RequestVote(99, "n1", 99, 99, True))
+        term, asker = leader.status()["term"], nodes.followers(leader)[0].name
+        for request in (RequestVote(term + 1, asker, 99, 99, True), RequestVote(term + 1, asker, 99, 99), ReadIndex(term, asker)):
+            with pytest.raises(Refusal, match="an I/O error"):  # and for no other reason: not even what needs no disk is answered
+                leader.handle(asker, 0, request)
         successor = nodes.leader(nodes.followers(leader))
         successor.propose(b"kept", 5)
         nodes.storages[leader.name].failure = None
@@ -778,6 +780,30 @@ def test_an_unforeseen_failure_of_a_thread_is_reported():
             nodes[1].propose(b"a", 5)
         wait_until(lambda: nodes.failures, "it is reported")
         assert str(nodes.failures[0]) == "this command is unknown"
+    finally:
+        nodes.stop()
+
+
+def test_no_thread_for_the_link_of_a_new_member_ends_the_node(monkeypatch):
+    """A member to which nobody sends would look like one that is slow, for ever. Who ends with one line is started again."""
+    nodes, start = Group(1, FAST), threading.Thread.start
+
+    def refuse_some(thread):
+        if thread.name.startswith("to-n2-"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+    try:
+        leader = nodes.leader()
+        nodes.add("n2")
+        monkeypatch.setattr(threading.Thread, "start", refuse_some)
+        with pytest.raises(RaftdError) as failure:
+            leader.join("n2", "host:2", timeout=3)
+        assert isinstance(failure.value, StorageFailed) and "can't start new thread" in str(failure.value)
+        wait_until(lambda: nodes.failures, "it is reported")
+        assert str(nodes.failures[0]) == "can't start new thread"
+        with pytest.raises(StorageFailed):
+            leader.propose(b"a", 5)
+        assert "this node has failed" in leader.not_ready()
     finally:
         nodes.stop()
 

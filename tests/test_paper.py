@@ -70,7 +70,7 @@ NOT_IN_THE_CORE = {
     "section 6, joint consensus; thesis 4.3": "not done: one server at a time is enough, and simpler",
     "section 8, serial numbers; thesis 6.3": "not done yet: an Idempotency-Key is refused rather than forgotten, test_web.py",
     "section 8, leases; thesis 6.4.1": "not done: a read must not rest on clocks",
-    "thesis 4.2.1, rounds": "how a newcomer is found to have caught up: test_membership.py",
+    "thesis 4.2.1, rounds": "how a newcomer is found to have caught up: test_membership.py, whose tests name it",
     "thesis 5.1, 5.3, 5.4": "not done: the state machine on disk is its own snapshot, and each server compacts by itself",
     "thesis 6.4, waiting for last_applied": "the node's: test_node.py, and the simulation",
     "thesis 10.2.2, pipelines": "not done: one request at a time, and all that has piled up in the next",

@@ -151,6 +151,21 @@ def start_that_fails(monkeypatch, capfd):
     return start
 
 
+def test_each_start_reads_all_of_the_state(tmp_path, monkeypatch):
+    """And what that finds is told to who ends the process."""
+    damage, failures = DamagedFiles("state.db: damaged"), []
+
+    def verify(self, pause):
+        raise damage
+    monkeypatch.setattr(KeyValueStore, "verify", verify)
+    server = Server(cli.parse(["-p", "0", str(tmp_path / "n1")]), threading.Event(), failures.append)
+    try:
+        server.start()
+    finally:
+        server.stop()
+    assert failures == [damage]
+
+
 @pytest.mark.parametrize("where", ["path", "deep/down/path"])
 def test_a_start_that_fails_leaves_no_directory(tmp_path, start_that_fails, where):
     start_that_fails(tmp_path / where)

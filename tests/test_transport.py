@@ -1,6 +1,7 @@
 """Connections between peers over real loopback sockets: kept open, opened again, refused in words, and ended."""
 
 import logging
+import select
 import socket
 import threading
 import time
@@ -284,7 +285,9 @@ def test_another_protocol_is_refused_by_name(peer, connection, monkeypatch):
     monkeypatch.setattr(wire, "PROTOCOL", "raftd/1")
     with socket.create_connection(split_address(n2.member.address), timeout=5) as raw:
         raw.sendall(b"GET /raft/ HTTP/1.1\r\nUpgrade: raftd/9\r\nRaft-Name: n1\r\n\r\n")
-        answer = b"".join(iter(lambda: raw.recv(4096), b""))
+        answer = raw.recv(4096)
+        assert answer.startswith(b"HTTP/1.1 403 ")  # before the end is waited for: who is taken in is not told to go
+        answer += b"".join(iter(lambda: raw.recv(4096), b""))
     assert answer.startswith(b"HTTP/1.1 403 ") and b"peers speak raftd/1 here, not raftd/9" in answer
 
 
@@ -361,6 +364,25 @@ def test_a_second_connection_of_a_lane_replaces_the_first(peer, connection):
         assert first.recv(10) == b"", "its sender has given it up"
         wait_until(lambda: len(serving()) == 1, "its thread ends")
     assert second.call(n2.member, VOTE, 0) == GRANTED
+
+
+def test_a_second_connection_of_a_lane_ends_the_first_at_once():
+    """What is left in the first does not count beside what is said in the second."""
+    handled = []
+    server = PeerServer(lambda fields: "n1", lambda sender, index, request: handled.append(request) or GRANTED)
+    fields = {"upgrade": wire.PROTOCOL, "raft-lane": "small"}
+    with socket.create_server(("127.0.0.1", 0)) as door, socket.create_connection(door.getsockname()) as first, \
+            socket.create_connection(door.getsockname()) as second:
+        server.serve(door.accept()[0], fields)
+        first.settimeout(5)
+        assert first.recv(4096).startswith(b"HTTP/1.1 101 ")
+        server.serve(door.accept()[0], fields)
+        assert select.select([first], [], [], 0)[0], "the first goes on"
+        assert first.recv(4096) == b""
+        second.sendall(wire.encode(VOTE, 0))
+        wait_until(lambda: handled, "the second is served")
+        server.stop()
+    assert handled == [VOTE] and not serving()
 
 
 def test_lanes_and_peers_do_not_wait_for_each_other(peer, connection):
@@ -473,6 +495,7 @@ def test_no_thread_for_a_peer_is_told_to_it_and_the_next_one_is_served(monkeypat
     ours, theirs = socket.socketpair()
     with theirs:
         server.serve(ours, {"upgrade": wire.PROTOCOL})
+        assert select.select([theirs], [], [], 0)[0], "it is told nothing"
         assert theirs.recv(1000).startswith(b"HTTP/1.1 403 ") and ended(theirs)
     monkeypatch.undo()
     assert not server._open and not server._threads

@@ -667,7 +667,11 @@ class Raft:
     # Replies of peers
 
     def handle_reply(self, peer, request, reply):
-        """What *peer* said to *request*; None if it did not answer in time, or could not be reached."""
+        """What *peer* said to *request*; None if it did not answer in time, or could not be reached.
+
+        The caller must not tell what it asked before *peer* left the membership: who bears that name now may have joined without any
+        of the files that the other had, and a reply says nothing of who gave it.
+        """
         if reply is None:
             self._retry_at[peer] = self.now + self._settings.heartbeat_seconds
             self._unanswered(request)

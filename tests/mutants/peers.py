@@ -33,6 +33,37 @@ PEERS = (
         [Edit(TRANSPORT, "if not isinstance(reply, wire.REPLIES[type(request)]):", "if False:")],
         [TRANSPORT_TESTS + "test_a_reply_of_another_kind_is_no_reply"]),
     Mutant(
+        "reason-of-a-peer-logged-as-it-comes",
+        "What a stranger gives as its reason goes to the log with its line breaks and its control characters: a forged line.",
+        "CWE-117; found by bin/fuzz",
+        [Edit(TRANSPORT, 'text = "".join(filter(str.isprintable, " ".join(text.split())))[:MAX_REASON]', "text = str(text)")],
+        [TRANSPORT_TESTS + "test_what_a_peer_gives_as_its_reason_is_one_short_line"]),
+    Mutant(
+        "deeply-nested-identity",
+        "Who is asked who it is answers with brackets without end: the error is none that a join expects.",
+        "CWE-674; found by bin/fuzz",
+        [Edit(TRANSPORT, "KeyError, TypeError, RecursionError) as error", "KeyError, TypeError) as error")],
+        [TRANSPORT_TESTS + "test_who_answers_something_else_is_no_raftd"]),
+    Mutant(
+        "no-thread-for-a-peer",
+        "A connection that no thread can serve keeps its place, and the server cannot stop in order.",
+        "thread exhaustion; found while threads were bounded by a control group",
+        [Edit(TRANSPORT, """
+    try:
+        thread.start()
+    except RuntimeError as error:
+        log.warning("a peer cannot be served thread=%s error=%s", thread.name, error)
+        return False
+    return True
+""", """
+    try:
+        thread.start()
+    except RuntimeError as error:
+        log.warning("a peer cannot be served thread=%s error=%s", thread.name, error)
+    return True
+""")],
+        [TRANSPORT_TESTS + "test_no_thread_for_a_peer_is_told_to_it_and_the_next_one_is_served"]),
+    Mutant(
         "any-protocol",
         "A peer that speaks another version of the protocol is heard.",
         "version skew",
@@ -46,7 +77,7 @@ PEERS = (
         elif old:
             _shut_down(old)
 """, "")],
-        [TRANSPORT_TESTS + "test_a_second_connection_of_a_lane_replaces_the_first"]),
+        [TRANSPORT_TESTS + "test_a_second_connection_of_a_lane_ends_the_first_at_once"]),
     Mutant(
         "terms-out-of-order-accepted",
         "Entries whose terms fall are taken into the log.",

@@ -245,6 +245,65 @@ RUNTIME = (
 """, "")],
         [MEMBER_TESTS + "test_a_learner_that_stays_behind_is_reported_as_still_at_work"]),
     Mutant(
+        "promoted-after-a-long-round",
+        "A learner that took long to catch up becomes a voter at once, far behind by then.",
+        "thesis 4.2.1: the last round must be shorter than an election timeout",
+        [Edit(MEMBERSHIP, "if time.monotonic() - began < node.settings.election_timeout_seconds:", "if began:")],
+        [MEMBER_TESTS + "test_a_newcomer_that_has_all_but_took_long_for_it_waits_another_round",
+         MEMBER_TESTS + "test_a_newcomer_has_caught_up_after_a_round_that_is_shorter_than_an_election_timeout"], quick=True),
+    Mutant(
+        "rounds-measured-together",
+        "All rounds of a learner together must be short: who took long for the first is never promoted.",
+        "thesis 4.2.1",
+        [Edit(MEMBERSHIP, """
+    name = newcomer.name
+    while True:
+        began, target = time.monotonic(), node.look(lambda raft: raft.log.last_index)
+""", """
+    name, began = newcomer.name, time.monotonic()
+    while True:
+        target = node.look(lambda raft: raft.log.last_index)
+""")],
+        [MEMBER_TESTS + "test_a_newcomer_has_caught_up_after_a_round_that_is_shorter_than_an_election_timeout"]),
+    Mutant(
+        "round-follows-the-log",
+        "A round ends when the learner has all of the log: under writes it never does.",
+        "thesis 4.2.1: a round sends what the log had at its start",
+        [Edit(MEMBERSHIP, "partial(_has_or_nobody_asks, name, target), min",
+              "lambda raft: _has_or_nobody_asks(name, raft.log.last_index, raft), min")],
+        [MEMBER_TESTS + "test_a_newcomer_has_caught_up_after_a_round_that_is_shorter_than_an_election_timeout"]),
+    Mutant(
+        "late-answer-of-a-removed-server",
+        "What a server confirmed before it was removed counts for another that has joined under its name without its files.",
+        "a wiped server under an old name is another server; etcd's member ids",
+        [Edit(NODE, "if self._silent or link.closed:  # closed: who", "if self._silent:  # who")],
+        [MEMBER_TESTS + "test_a_late_answer_of_a_removed_server_is_not_that_of_its_namesake"]),
+    Mutant(
+        "no-thread-for-a-new-member",
+        "There is no thread for the link to a new member: nobody sends it anything, ever, and nothing says so.",
+        "a thread that cannot be started, and an error that is swallowed",
+        [Edit(NODE, """
+                self._run(f"to-{link.peer}-{link.name}", self._link_loop, link)
+""", """
+                try:
+                    self._run(f"to-{link.peer}-{link.name}", self._link_loop, link)
+                except RuntimeError as error:
+                    log.debug("no thread error=%s", error)
+""")],
+        [TESTS + "test_no_thread_for_the_link_of_a_new_member_ends_the_node"]),
+    Mutant(
+        "liar-obeyed",
+        "A peer that claims what contradicts the rules is obeyed in part, and an assertion ends the rest.",
+        "found by bin/fuzz: two leaders of one term, other entries where some are committed",
+        [Edit(NODE, "if contradiction := self._raft.contradiction(request):", "if contradiction := None:")],
+        [TESTS + "test_what_no_honest_peer_says_is_refused_and_changes_nothing"]),
+    Mutant(
+        "speaks-for-another",
+        "A peer may ask for votes, or lead, in the name of another.",
+        "found by bin/fuzz; section 5.2: one vote for one candidate",
+        [Edit(NODE, 'if getattr(request, SENDERS.get(type(request), "leader_id")) != sender or sender == self.name:', "if False:")],
+        [TESTS + "test_what_no_honest_peer_says_is_refused_and_changes_nothing"]),
+    Mutant(
         "failed-join-is-safe-to-retry",
         "A join whose leader is deposed in the middle is called certainly not done, though the server is a learner by then.",
         "hashicorp/raft 561; Redis-Raft",
@@ -320,5 +379,5 @@ RUNTIME = (
         [Edit(SERVER, """
         self._run("state-check", self._verify_state, state)
 """, "")],
-        [RECOVERY + "test_a_key_that_changed_on_the_disk_ends_the_server"]),
+        [RECOVERY + "test_each_start_reads_all_of_the_state"]),
 )
