@@ -18,7 +18,8 @@ from functools import partial
 from statistics import median
 
 import pytest
-from waitress import wasyncore
+from waitress import parser, wasyncore
+from waitress.adjustments import Adjustments
 from waitress.channel import ClientDisconnected
 
 from cluster import Client, Cluster, Writers, holds_for, needs_root, the_fault_lasts, wait_until
@@ -73,6 +74,20 @@ def test_a_head_costs_no_more_than_it_is_long(node, port, head):
     assert node.calls == []
 
 
+@pytest.mark.parametrize("line", ["GET a://" + "1" * 60_000 + " x", "GET a://" + "b" * 60_000 + " HTTP/1.1 \0", "GET / HTTP/1.2", "GET /",
+                                  ""], ids=range(5))
+def test_what_is_no_request_line_is_not_looked_at_by_waitress(monkeypatch, line):
+    seen = []
+
+    def look(line):
+        seen.append(line)
+        raise parser.ParsingError("as waitress would")
+    monkeypatch.setattr(parser, "crack_first_line", look)
+    with pytest.raises(parser.ParsingError):
+        listener.Parser(Adjustments()).parse_header(line.encode() + b"\r\nHost: x\r\n")
+    assert not seen
+
+
 def test_a_head_has_a_limit_and_so_has_a_line_between_chunks(node, port):
     head = b"GET / HTTP/1.1\r\nX: ".ljust(listener.MAX_HEAD_BYTES, b"x")
     chunked = b"PUT /db/a HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -83,6 +98,15 @@ def test_a_head_has_a_limit_and_so_has_a_line_between_chunks(node, port):
             answer = wire.answer()
             assert status_of(answer) == status and wire.answer()[0] == "", "it goes on"
     assert node.calls == []
+
+
+@pytest.mark.parametrize("line", [b"1" * 5000, b"1;" + b"x" * 5000, b"0\r\n" + b"x" * 5000], ids=["size", "extension", "trailer"])
+def test_a_line_between_chunks_is_refused_before_it_has_an_end(line):
+    reading = listener.Parser(Adjustments())
+    reading.received(b"PUT /db/a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+    assert not reading.completed
+    reading.received(line)
+    assert reading.completed and reading.error.code == 400
 
 
 def test_who_has_gone_before_its_refusal_is_no_fault_of_ours(node, port, monkeypatch, caplog):
@@ -296,8 +320,9 @@ def test_what_clients_do_not_complete_is_bounded(node, monkeypatch):
     monkeypatch.setattr(listener, "MAX_BACKLOG_BYTES", 5 * MIB)
     body = b"PUT /db/a HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n" + b"x" * 900_000
     with serving_for(node) as (serving, port):
-        with deaf(port, 40, body):
-            wait_until(lambda: len(serving._server.active_channels) < 30, "some are gone")
+        with deaf(port, 40, body) as sockets:
+            wait_until(lambda: len(select.select(sockets, [], [], 0)[0]) > 10 or held(serving) > 20 * MIB, "some are gone")
+            assert held(serving) <= 18 * MIB
             wait_until(lambda: held(serving) <= 17 * MIB, "little waits")
             assert status_of(asked(port, "PUT", "/db/b", b"x" * 1_000_000)) == 200
         wait_until(lambda: not serving._server.active_channels, "none is left")
@@ -308,11 +333,12 @@ def test_large_writes_that_wait_for_a_thread_are_bounded(node, monkeypatch):
     monkeypatch.setattr(listener, "MAX_QUEUED_BYTES", 2 * MIB)
     free = threading.Event()
     propose, node.propose = node.propose, lambda *call: free.wait(30) and propose(*call)
-    with serving_for(node, client_threads=1) as (_, port):
+    with serving_for(node, client_threads=1) as (serving, port):
+        waiting = serving._dispatcher._clients.queue
         wires = [Wire(port, 30) for _ in range(40)]
         for number, wire in enumerate(wires):
             wire.send(request("PUT", f"/db/k{number}", b"x" * 200_000))
-        wait_until(lambda: select.select([wire.socket for wire in wires], [], [], 0)[0], "some are refused")
+        wait_until(lambda: select.select([wire.socket for wire in wires], [], [], 0)[0] or len(waiting) == 39, "some are refused")
         free.set()
         answers = [wire.answer() for wire in wires]
         for wire in wires:

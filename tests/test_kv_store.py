@@ -1024,6 +1024,7 @@ BAD_COPIES = {
     "unknown format": edit_snapshot("PRAGMA user_version = 2"),
     "another table": edit_snapshot("CREATE TABLE more (a)"),
     "position changed": edit_snapshot("UPDATE position SET applied_index = 30, applied_term = 5, installed_index = 3"),
+    "a value changed": edit_snapshot("UPDATE kv SET value = x'00' WHERE key = (SELECT min(key) FROM kv)"),
     "broken page of keys": rebuilt(lambda path: swap_bytes(path, path.read_bytes()[4096:4196], b"\xff" * 100)),
 }
 

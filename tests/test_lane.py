@@ -12,12 +12,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import quote
 
 import pytest
 
 from cluster import Client, Cluster, holds_for, wait_until
-from raftd import errors, listener
+from raftd import errors, lane, listener
 from raftd.config import Settings
 from raftd.kv import Delete, Found, Get, Outcome, Set, decode
 from raftd.web import create_app
@@ -562,6 +563,23 @@ def test_writes_that_are_done_in_many_threads_are_each_answered_once(node, port)
 
 
 # What one client must not do to the others
+
+
+def test_who_asks_has_a_turn_however_much_there_is_to_answer(node, monkeypatch):
+    """The thread that answers is the one that reads, also the health checks. What is left is answered after that."""
+    answered, woken, now = [], [], [0.0]
+
+    def answer(channel, pending):
+        answered.append(channel)
+        now[0] += lane.MOST_SECONDS_AT_ONCE / 4
+    monkeypatch.setattr(lane, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    one = lane.Lane(node, lambda: woken.append(len(answered)), None, None)
+    one._answer = answer
+    for number in range(10):
+        one._hand_over(lane.Pending(number, None, None, 0.0))
+    for _ in range(3):
+        one.finish()
+    assert (answered, woken) == (list(range(10)), [0, 4, 8]), "four at a time, and it is woken again for the rest, and only then"
 
 
 def test_a_client_that_does_not_read_its_answers_holds_nobody_up(node, port):

@@ -1,5 +1,6 @@
 """Well-known mistakes, planted one at a time: what no check notices would not be noticed if somebody made it. See ``bin/mutants``."""
 
+from mutants.listener import LISTEN
 from mutants.peers import PEERS
 from mutants.raft import RAFT
 from mutants.runtime import RUNTIME
@@ -7,5 +8,5 @@ from mutants.state import STATE
 from mutants.storage import STORAGE
 from mutants.web import WEB
 
-ROOMS = (RAFT, STORAGE, STATE, RUNTIME, PEERS, WEB)
+ROOMS = (RAFT, STORAGE, STATE, RUNTIME, PEERS, LISTEN, WEB)
 CATALOGUE = tuple(mutant for room in ROOMS for mutant in room)

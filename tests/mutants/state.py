@@ -225,6 +225,53 @@ STATE = (
         [Edit(SNAPSHOT, "if measure(self.path) != (self.size, self.sha256):", "if False:")],
         [TESTS + "test_a_bad_copy_leaves_the_old_state"]),
     Mutant(
+        "snapshot-rows-not-checked",
+        "A snapshot whose rows do not match their checksums, as its sender had them on a bad disk, is installed.",
+        "Protocol-Aware Recovery (FAST 2018): what is sent to others spreads",
+        [Edit(SNAPSHOT, "            database.check_rows(connection, self.path)\n", "")],
+        [TESTS + "test_a_bad_copy_leaves_the_old_state"]),
+    Mutant(
+        "snapshot-of-another-program",
+        "A copy that is no state of raftd, or of a later format, is installed: the next start refuses it.",
+        "version skew",
+        [Edit(SNAPSHOT, "        database.check_header(self.path)\n", "")],
+        [TESTS + "test_a_bad_copy_leaves_the_old_state"]),
+    Mutant(
+        "more-than-announced-taken",
+        "Chunks are written however many come: a snapshot fills the disk.",
+        "section 7, Figure 13; hostile peers",
+        [Edit(SNAPSHOT, "if offset + len(data) > self.size:", "if False:")],
+        [TESTS + "test_more_than_announced_is_refused"]),
+    Mutant(
+        "given-up-snapshot-installed",
+        "A transfer that was given up for a newer one is finished all the same, on a file that is gone.",
+        "etcd 18055: two snapshots in a short time",
+        [Edit(SNAPSHOT, """
+            if self._file.closed:
+                raise BadSnapshot("a received snapshot was given up for another")
+""", "")],
+        [TESTS + "test_a_transfer_that_was_given_up_for_another_cannot_be_installed"]),
+    Mutant(
+        "copy-needs-a-wal",
+        "A copy says that it has a write-ahead log, which is not sent.",
+        "SQLite: a backup copies the mode of its source",
+        [Edit(SNAPSHOT,
+              '            target.execute("PRAGMA journal_mode = DELETE")  # the backup has copied that the source has a WAL\n', "")],
+        [TESTS + "test_a_copy_is_complete_without_a_wal"]),
+    Mutant(
+        "half-a-copy-stays",
+        "A copy that was given up, or for which there was no room, stays on the disk.",
+        "a full disk that nobody can empty; canonical/raft 199",
+        [Edit(SNAPSHOT, """
+    except BaseException:
+        _remove(path)
+        raise
+""", """
+    except BaseException:
+        raise
+""")],
+        [TESTS + "test_a_snapshot_gives_way_to_close"]),
+    Mutant(
         "snapshot-of-another-index",
         "A snapshot is installed at the index that was announced, wherever it really stands.",
         "scylla 9551",

@@ -187,6 +187,12 @@ STORAGE = (
         [Edit(STORE, 'self._damaged(f"entry {index} of the log does not match its checksum")', "break")],
         [TESTS + "test_changed_rows_are_refused_by_name", TESTS + "test_flipped_bytes_never_become_entries"]),
     Mutant(
+        "unknown-entry-read",
+        "An entry in the log of a kind that a later raftd has is taken for one that says nothing.",
+        "version skew; found by bin/fuzz",
+        [Edit(STORE, "if kind not in (NOOP, COMMAND, CONFIGURATION):", "if kind is None:")],
+        ["tests/test_version_skew.py::test_an_entry_of_an_unknown_kind_in_the_log_is_refused_by_name"], quick=True),
+    Mutant(
         "gap-in-the-log-not-noticed",
         "A row that is missing shifts all that follow it.",
         "Log Matching: a log is contiguous",

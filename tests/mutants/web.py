@@ -46,6 +46,22 @@ WEB = (
         [Edit(LANE, "if level is None and request.command in _WRITES:", "if request.command in _WRITES:")],
         [LANE_TESTS + "test_a_write_has_no_level"]),
     Mutant(
+        "lane-answers-without-end",
+        "The thread that reads requests answers all that is done before it looks at a new one: health checks wait.",
+        "etcd 22214: one loop for all; starvation under load",
+        [Edit(LANE, "while self._finished and time.monotonic() < until:", "while self._finished:")],
+        [LANE_TESTS + "test_who_asks_has_a_turn_however_much_there_is_to_answer"]),
+    Mutant(
+        "lane-forgets-the-rest",
+        "What is left to answer when others had their turn waits for the next write.",
+        "a lost wake-up",
+        [Edit(LANE, """
+        if self._finished:
+            self._awake = True
+            self._wake()
+""", "")],
+        [LANE_TESTS + "test_who_asks_has_a_turn_however_much_there_is_to_answer"]),
+    Mutant(
         "condition-evaluated-at-proposal",
         "A condition is looked at when the write arrives, not when it is applied: two writers both win.",
         "compare-and-set; etcd 3-way races; Jepsen, passim",
