@@ -31,6 +31,8 @@ RAFTD = [sys.executable, str(Path(__file__).resolve().parent.parent / "bin/raftd
 PATIENCE_SECONDS = 30.0  # how long a condition may take to come true before a test fails; far more than it takes
 ELECTION_SECONDS = 1.0  # the longest election timeout, with the default settings
 POLL_SECONDS = 0.02
+HELD_UP_SECONDS = 1.0  # no write waits so long on a quiet machine, unless something holds it up
+NOISY_STEPS = 5  # of a write, each on another thread or disk
 FAULTS_OF_OURS = ("Traceback", "thread failed", "request failed method", "a request of a peer failed")  # in a log
 BIND_PORTS = (20000, 30000)  # below the ports that the system gives to outgoing connections
 
@@ -450,9 +452,10 @@ class Writers:
         self.servers, self._size, self._pause, self._prefix = list(servers), size, pause, prefix
         self._stopping, self.acknowledged, self.refused = threading.Event(), [], defaultdict(int)
         self._threads = [threading.Thread(target=self._write, args=(number,), daemon=True) for number in range(count)]
+        self._machine_late_seconds, self._watch = 0.0, threading.Thread(target=self._watch_the_machine, daemon=True)
 
     def __enter__(self):
-        for thread in self._threads:
+        for thread in [*self._threads, self._watch]:
             thread.start()
         try:
             wait_until(lambda: len(self.acknowledged) >= len(self._threads), "the writers are at work")
@@ -466,8 +469,18 @@ class Writers:
 
     def stop(self):
         self._stopping.set()
-        for thread in self._threads:
+        for thread in [*self._threads, self._watch]:
             thread.join()
+
+    def _watch_the_machine(self):
+        """How late a thread gets the processor and its bytes onto the disk, whatever raftd does: the noise in what is measured."""
+        with tempfile.TemporaryFile() as file:
+            while not self._stopping.is_set():
+                due = time.monotonic() + POLL_SECONDS
+                self._stopping.wait(POLL_SECONDS)
+                os.pwrite(file.fileno(), b"x", 0)
+                os.fdatasync(file.fileno())
+                self._machine_late_seconds = max(self._machine_late_seconds, time.monotonic() - due)
 
     def _write(self, number):
         clients = {server.address: Client(server.address, server.client_namespace) for server in self.servers}
@@ -511,6 +524,16 @@ class Writers:
     def longest_wait(self):
         """Seconds from the first attempt at a write until it was accepted, at most."""
         return max(write.answered - write.first_sent for write in self.acknowledged)
+
+    @property
+    def nothing_held_up(self):
+        """False if a write has waited for so long that something held it up: a second, or more where the machine itself was late.
+
+        On its way a write waits for several processes and disks, each of which may have been as late as the machine was.
+        """
+        allowed = HELD_UP_SECONDS + NOISY_STEPS * self._machine_late_seconds
+        print(f"longest wait of {len(self.acknowledged)} writes: {self.longest_wait:.3f} s of {allowed:.3f} s")
+        return self.longest_wait < allowed
 
     def missing_in(self, data):
         """Acknowledged writes that *data* ({key: value}) does not have."""

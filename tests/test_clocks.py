@@ -40,7 +40,7 @@ def test_a_wall_clock_that_is_wrong_from_the_start(tmp_path, wrong):
             the_fault_lasts.wait(2 * ELECTION_SECONDS)
             writers.wait_for_more(20)
         assert leader.leads and cluster.terms() == terms
-        assert writers.longest_wait < 1
+        assert writers.nothing_held_up
         if "1" == wrong.split()[1]:
             assert str(time.gmtime(time.time() + float(wrong.split()[0])).tm_year) in leader.call("GET", "/livez").headers["date"]
 
@@ -55,7 +55,7 @@ def test_a_wall_clock_that_jumps(tmp_path):
                 the_fault_lasts.wait(0.4)
             writers.wait_for_more(20)
         assert leader.leads and cluster.terms() == terms
-        assert writers.longest_wait < 1
+        assert writers.nothing_held_up
         assert clients.violations() == []
 
 
@@ -75,7 +75,7 @@ def test_monotonic_clocks_that_do_not_agree(tmp_path):
         with Writers([leader], 2) as writers:
             the_fault_lasts.wait(2 * ELECTION_SECONDS)
             writers.wait_for_more(20)
-            assert leader.leads and cluster.terms() == terms and writers.longest_wait < 1
+            assert leader.leads and cluster.terms() == terms and writers.nothing_held_up
             writers.servers.extend(server for server in cluster.servers if server is not leader)
             leader.kill()
             assert writers.gap_after(time.monotonic()) < 5

@@ -15,7 +15,7 @@ from raftd.raft.messages import COMMAND, AppendEntries, Entry, InstallSnapshot, 
 
 pytestmark = pytest.mark.cluster
 
-LONGEST_WAIT_SECONDS = 1.0  # of a write while members come and go
+UNHURRIED = ("-election-timeout", "3s")  # where a leader that the machine keeps waiting must stay the leader
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def new_server(tmp_path):
 @pytest.fixture(scope="module")
 def three(tmp_path_factory):
     """A cluster that tests share which must not change anything in it."""
-    with Cluster(tmp_path_factory.mktemp("three")) as cluster:
+    with Cluster(tmp_path_factory.mktemp("three"), flags=UNHURRIED) as cluster:
         yield cluster
 
 
@@ -74,8 +74,7 @@ def test_joins_and_removals_under_load(tmp_path):
         assert sorted(first.members()) == ["n1", "n4"]
         data = cluster.data_of_each()
         assert not writers.missing_in(data["n1"]) and data["n1"] == data["n4"]
-        print(f"longest wait of {len(writers.acknowledged)} writes: {writers.longest_wait:.3f} s")
-        assert writers.longest_wait < LONGEST_WAIT_SECONDS
+        assert writers.nothing_held_up
 
 
 def test_removal_of_the_leader_hands_over(tmp_path):
@@ -88,7 +87,7 @@ def test_removal_of_the_leader_hands_over(tmp_path):
             writers.wait_for_more(50)
         assert sorted(successor.members()) == sorted(other.name for other in others)
         assert "hands leadership over" in successor.log()
-        assert writers.longest_wait < LONGEST_WAIT_SECONDS
+        assert writers.nothing_held_up
         assert leader.get("x").status == 503 or leader.get("x").status == 404
         term = successor.status()["term"]
         the_fault_lasts.wait(2)  # the removed server is still there, and hears no leader
@@ -110,7 +109,7 @@ def test_leadership_handed_over_under_load(tmp_path):
                 assert json.loads(answer.body)["name"] == name if name else json.loads(answer.body)["name"] != before.name
                 writers.wait_for_more(20)
             assert cluster.leader().call("POST", "/leader", b'{"name":"nobody"}').code == "not_found"
-        assert writers.longest_wait < LONGEST_WAIT_SECONDS
+        assert writers.nothing_held_up
         assert not writers.missing_in(cluster.data_of_each()["n1"])
 
 
@@ -126,7 +125,7 @@ def test_a_removed_server_that_comes_back_disturbs_nobody(tmp_path):
             the_fault_lasts.wait(3)  # several election timeouts
             writers.wait_for_more(20)
         assert (leader.status()["term"], leader.leads) == (term, True)
-        assert writers.longest_wait < LONGEST_WAIT_SECONDS
+        assert writers.nothing_held_up
         assert removed.get("x").status == 503
         removed.terminate()
         removed.start(join=leader)
@@ -172,14 +171,14 @@ def test_join_through_a_follower_and_all_at_once(tmp_path):
 
 
 def test_joining_twice_is_harmless(tmp_path):
-    with Cluster(tmp_path, 2) as cluster:
+    with Cluster(tmp_path, flags=UNHURRIED) as cluster:
         leader = cluster.leader()
         follower = cluster.followers(leader)[0]
         before = view(cluster)
         assert join(leader, follower.name, follower.address).status == 200
         assert join(leader, leader.name, leader.address).status == 200
         follower.terminate()
-        follower.start(join=leader)
+        follower.start(join=leader, flags=UNHURRIED)
         assert "already a member" in follower.log_of_this_start()
         assert view(cluster) == before
         assert join(follower, "n9", follower.address).code == "not_leader"
@@ -362,7 +361,7 @@ def test_a_joiner_that_dies_for_good_is_not_counted(tmp_path):
             writers.wait_for_more(20)
         assert answer.code == "bad_request"
         assert list(first.members()) == ["n1"]
-        assert writers.longest_wait < LONGEST_WAIT_SECONDS
+        assert writers.nothing_held_up
 
 
 def test_join_while_the_leader_dies(tmp_path):

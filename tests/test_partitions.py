@@ -85,7 +85,7 @@ def test_a_server_cut_off_for_ten_seconds_returns_without_an_election(network, t
         three.wait_voters(3)
         writers.wait_for_more(100)
     assert (leader.leads, three.terms()) == (True, [term] * 3)
-    assert writers.longest_wait < 1
+    assert writers.nothing_held_up
     three.wait_converged()
 
 
@@ -155,7 +155,7 @@ def test_a_follower_that_cannot_be_heard_disturbs_nobody(network, three):
         network.heal()
         wait_until(lambda: deaf.ready, "it is back")
     assert three.terms() == [term] * 3
-    assert writers.longest_wait < 1
+    assert writers.nothing_held_up
 
 
 def test_one_link_down_is_no_hindrance(network, three):
@@ -262,7 +262,7 @@ def test_connections_that_are_reset_are_made_anew(network, three):
             the_fault_lasts.wait(0.05)
             cut.heal()
             writers.wait_for_more(10)
-    assert writers.longest_wait < 1 and three.terms() == terms
+    assert writers.nothing_held_up and three.terms() == terms
     assert clients.violations() == []
     data = three.data_of_each()
     assert data["n1"] == data["n2"] == data["n3"] and not writers.missing_in(data["n1"])
@@ -353,7 +353,7 @@ def test_a_snapshot_over_a_slow_link_holds_up_nobody(tmp_path, network, sender):
                 writers.gap_after(time.monotonic())
             else:
                 wait_until(lambda: behind.status()["snapshot_index"], "it is installed")
-                assert (leader.leads, leader.status()["term"]) == (True, term) and writers.longest_wait < 1
+                assert (leader.leads, leader.status()["term"]) == (True, term) and writers.nothing_held_up
             wait_until(lambda: "installed a snapshot" in behind.log_of_this_start(), "it is installed")
         end()
         if sender == "dies":
@@ -385,7 +385,7 @@ def test_a_join_of_a_host_that_drops_packets_is_refused(network, three):
         answer = leader.call("POST", "/join", f'{{"name":"x","connectionString":"http://{host.address}:4001"}}', timeout=20)
         assert answer.code == "bad_request"
     assert sorted(leader.members()) == before
-    assert writers.longest_wait < 1
+    assert writers.nothing_held_up
 
 
 def test_removal_of_a_member_that_is_cut_off(network, three):
@@ -401,4 +401,4 @@ def test_removal_of_a_member_that_is_cut_off(network, three):
         the_fault_lasts.wait(3)
         writers.wait_for_more(20)
     assert (leader.leads, leader.status()["term"]) == (True, term)
-    assert writers.longest_wait < 1
+    assert writers.nothing_held_up
