@@ -16,6 +16,12 @@ PEERS = (
         [Edit(WIRE, "if checksum != zlib.crc32(payload, zlib.crc32(_CHECKED.pack(kind, configuration_index))):", "if checksum is None:")],
         [WIRE_TESTS + "test_any_flipped_bit_is_noticed"], quick=True),
     Mutant(
+        "frame-without-a-limit",
+        "A frame may say any length, and so much is read into memory.",
+        "CWE-770; Redis-Raft, goraftd: 1.5 GB",
+        [Edit(WIRE, "if length > MAX_PAYLOAD:", "if False:")],
+        [WIRE_TESTS + "test_a_frame_that_is_too_long_is_refused_before_it_is_read"]),
+    Mutant(
         "late-reply-taken-for-the-next",
         "After a timeout the connection is used again, and the late reply is taken for that of another request.",
         "faults of pipelined connections; section 5.3",

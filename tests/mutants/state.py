@@ -141,6 +141,25 @@ STATE = (
         raise StorageFailed(f"{path}: damaged: the row""")],
         [TESTS + "test_a_row_that_changed_is_never_served"], quick=True),
     Mutant(
+        "page-in-the-place-of-another",
+        "A page that a disk has written in the place of another is taken for what belongs there: keys are twice there, or missing.",
+        "misdirected writes: Bairavasundaram et al., FAST 2008; found by bin/fuzz",
+        [Edit(DATABASE, "if last is not None and not (key > last if upwards else key < last):", "if False:")],
+        [TESTS + "test_a_page_in_the_place_of_another_is_damage"]),
+    Mutant(
+        "key-of-any-type",
+        "A bit that makes a blob of a key, with the same bytes, goes unnoticed: the key is not found by its name any more.",
+        "SQLite's types are those of each value; found by bin/fuzz",
+        [Edit(DATABASE, "(type(key), type(value), type(modified_index)) == (str, bytes, int) and row_checksum(key, value",
+              "row_checksum(str(key, 'utf-8') if isinstance(key, bytes) else key, value")],
+        [TESTS + "test_a_bit_that_makes_another_type_of_a_key_is_damage_too"]),
+    Mutant(
+        "tables-not-looked-at",
+        "A state that has other tables, or triggers that run with our writes, is taken.",
+        "SQLite's advice on files from elsewhere: what is in a schema is executed",
+        [Edit(DATABASE, 'if dict(connection.execute("SELECT name, sql FROM sqlite_schema")) != _SCHEMA:', "if False:")],
+        [TESTS + "test_a_bad_copy_leaves_the_old_state[another table]"]),
+    Mutant(
         "position-checksum-not-checked",
         "A bit that flips in the applied index makes a server skip entries or apply them twice.",
         "Protocol-Aware Recovery (FAST 2018)",

@@ -221,6 +221,18 @@ STORAGE = (
 """, "")],
         [TESTS + "test_flipped_bits_in_the_write_ahead_log_take_nothing_back"], quick=True),
     Mutant(
+        "complaint-that-cannot-be-read",
+        "SQLite complains of damage and quotes it, Python cannot read that, and the server ends with a traceback.",
+        "found by bin/fuzz files, case 15917",
+        [Edit(FILES, "except (sqlite3.Error, UnicodeDecodeError) as error:", "except sqlite3.Error as error:")],
+        [TESTS + "test_a_damage_that_sqlite_quotes_is_one_line_too"]),
+    Mutant(
+        "torn-header-refused",
+        "A power cut in the first write of a write-ahead log leaves a header that is torn: a server that has lost nothing is refused.",
+        "found by bin/crashes; canonical/raft 199",
+        [Edit(FILES, "            if any(file.read()):\n                raise", "            if True:\n                raise")],
+        [TESTS + "test_a_torn_header_of_the_write_ahead_log_has_lost_nothing"]),
+    Mutant(
         "two-processes-on-one-path",
         "A second process opens the same directory.",
         "the original raftd",

@@ -76,6 +76,24 @@ WEB = (
 """)],
         [TESTS + "test_conditions_reach_the_command"], quick=True),
     Mutant(
+        "keys-that-are-no-text",
+        "All bytes that are not UTF-8 are one character to Flask: %ff and %fe name one key.",
+        "Flask and werkzeug: PATH_INFO is decoded with U+FFFD in place of what is wrong",
+        [Edit(PARAMETERS, "        _require_utf8(path)  # Flask", "        pass  # Flask")],
+        [TESTS + "test_a_key_that_is_empty_or_not_utf8_is_refused"]),
+    Mutant(
+        "target-cut-at-a-hash",
+        "What follows a # in the path is dropped without a word: another key is written.",
+        "waitress: a target is split like a URL",
+        [Edit(PARAMETERS, "if \"#\" in target or \"\\t\" in target:", "if False:")],
+        [TESTS + "test_a_target_that_the_server_has_guessed_at_names_no_key"]),
+    Mutant(
+        "brackets-without-end",
+        "A body of brackets in brackets is a fault of ours, with a traceback, instead of one of the client.",
+        "CWE-674; found by bin/fuzz",
+        [Edit(PARAMETERS, "except (ValueError, RecursionError):", "except ValueError:")],
+        [TESTS + "test_a_bad_join_is_refused_and_asks_nothing_of_the_node"]),
+    Mutant(
         "put-ignores-conditions",
         "POST and PUT do not look at If-Match.",
         "compare-and-set",
