@@ -309,7 +309,11 @@ def test_what_clients_do_not_read_is_bounded(node, monkeypatch, caplog):
     monkeypatch.setattr(listener, "MAX_BACKLOG_BYTES", 5 * MIB)
     node.found = Found(b"x" * MIB, 41, 1040)
     with serving_for(node, max_value_bytes=1000) as (serving, port), deaf(port, 40, *10 * [request("GET", "/db/a")]):
-        wait_until(lambda: len(serving._server.active_channels) < 30, "some are gone")
+        channels = serving._server.active_channels
+        wait_until(lambda: "connections ended" in caplog.text or sum(channel.held_bytes > 0 for channel in list(channels.values())) == 40,
+                   "some are gone, or all wait")
+        wait_until_still(lambda: len(channels))
+        assert len(channels) < 30
         wait_until(lambda: held(serving) <= 9 * MIB, "little waits")
         assert status_of(asked(port, "GET", "/db/a")) == 200
         assert len(serving._server.active_channels) > 3, "too many are gone"
@@ -322,7 +326,7 @@ def test_what_clients_do_not_complete_is_bounded(node, monkeypatch):
     with serving_for(node) as (serving, port):
         with deaf(port, 40, body) as sockets:
             wait_until(lambda: len(select.select(sockets, [], [], 0)[0]) > 10 or held(serving) > 20 * MIB, "some are gone")
-            assert held(serving) <= 18 * MIB
+            assert held(serving) <= 20 * MIB
             wait_until(lambda: held(serving) <= 17 * MIB, "little waits")
             assert status_of(asked(port, "PUT", "/db/b", b"x" * 1_000_000)) == 200
         wait_until(lambda: not serving._server.active_channels, "none is left")
