@@ -137,6 +137,7 @@ class Node:
         self._disk_has_stalled = False  # the log says that the write under way takes too long
         self._install = None  # (incoming, answer) for the applier
         self._install_pause = self._no_install_before = 0.0
+        self._chunks_fail = False  # said in the log already
         self._outgoing = None
         self._outgoing_lock = threading.Lock()  # held while a snapshot is made: the others that need one wait for this one
         self._incoming_lock = threading.Lock()  # held while a chunk is written: chunks of one snapshot come one after the other
@@ -750,11 +751,13 @@ class Node:
                     incoming.write(request.offset, request.data)
                 complete, next_offset = incoming.complete, incoming.next_offset
         except RaftdError as error:
-            log.error("a chunk of a snapshot cannot be stored leader=%s error=%s", request.leader_id, error)
             with self._lock:
+                level, self._chunks_fail = logging.DEBUG if self._chunks_fail else logging.ERROR, True
                 self._raft.drop(answer)
+            log.log(level, "a chunk of a snapshot cannot be stored leader=%s error=%s", request.leader_id, error)
             raise Refusal(f"{self.name}: {error}") from error
         with self._lock:
+            self._chunks_fail = False
             if not complete or self._install is not None:
                 self._raft.chunk_stored(answer, next_offset, installed=False)
             else:

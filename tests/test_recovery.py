@@ -436,7 +436,9 @@ def test_a_snapshot_that_is_being_installed_is_asked_about_seldom_and_sent_once(
 
 
 @pytest.mark.parametrize("error", [BadSnapshot("more than was announced"), StorageFailed("no room"), Stopping()], ids=str)
-def test_a_chunk_that_cannot_be_stored_leaves_no_answer_behind(error):
+def test_a_chunk_that_cannot_be_stored_leaves_no_answer_behind_and_one_line_in_the_log(caplog, error):
+    """The leader sends it again ten times a second, for as long as the disk is full."""
+    caplog.set_level("INFO")
     with group() as nodes:
         leader = nodes.leader()
         follower = nodes.followers(leader)[0]
@@ -448,6 +450,7 @@ def test_a_chunk_that_cannot_be_stored_leaves_no_answer_behind(error):
             with pytest.raises(Refusal):
                 follower.handle(leader.name, 0, InstallSnapshot(leader.status()["term"], leader.name, 500, 1, 10, b"h", offset, b"x"))
         assert not [answer for answer in follower.look(lambda raft: list(raft._answers)) if isinstance(answer.request, InstallSnapshot)]
+        assert sum("a chunk of a snapshot cannot be stored" in record.getMessage() for record in caplog.records) == 1
         leader.propose(b"still", 5)
 
 
