@@ -88,6 +88,20 @@ def test_what_is_no_request_line_is_not_looked_at_by_waitress(monkeypatch, line)
     assert not seen
 
 
+NO_FIELDS = [b"X : y", b"X\0: y", b": y", b"X", b" X: y", b"X: \0", b"X: a\nY: b", b"X: a\rY: b", b"X:\x0bchunked"]
+
+
+def test_waitress_sees_fields_as_it_reads_them_at_once_and_none_that_are_no_fields(monkeypatch):
+    seen, usual = [], b"GET / HTTP/1.1\r\nHost: x"
+    monkeypatch.setattr(parser.HTTPRequestParser, "parse_header", lambda self, head: seen.append(head))
+    listener.Parser(Adjustments()).parse_header(usual + b"\r\nX:" + b" \t" * 30_000 + b"x\r\nY:z \r\nZ:")
+    assert seen == [usual + b"\r\nX: x\r\nY: z\r\nZ: "]
+    for line in NO_FIELDS:
+        with pytest.raises(parser.ParsingError):
+            listener.Parser(Adjustments()).parse_header(usual + b"\r\n" + line)
+    assert len(seen) == 1
+
+
 def test_a_head_has_a_limit_and_so_has_a_line_between_chunks(node, port):
     head = b"GET / HTTP/1.1\r\nX: ".ljust(listener.MAX_HEAD_BYTES, b"x")
     chunked = b"PUT /db/a HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"

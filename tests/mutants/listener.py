@@ -6,6 +6,7 @@ LISTENER = "listener.py"
 
 TESTS = "tests/test_hostile.py::"
 LENGTHS = TESTS + "test_a_request_whose_length_is_not_clear_ends_its_connection"
+FIELDS = TESTS + "test_waitress_sees_fields_as_it_reads_them_at_once_and_none_that_are_no_fields"
 
 LISTEN = (
     Mutant(
@@ -21,11 +22,23 @@ LISTEN = (
         [Edit(LISTENER, "self._check_length([value.lower() for name", "self._check_length([] and [value.lower() for name")],
         [f"{LENGTHS}[no coding]", f"{LENGTHS}[no coding in a list]"]),
     Mutant(
+        "any-field-name",
+        "A name with a blank before the colon, or none at all, is left to the expressions of waitress.",
+        "request smuggling: CVE-2019-16869 (Netty); RFC 9112, section 5.1",
+        [Edit(LISTENER, "if not colon or not _FIELD_NAME.fullmatch(name) or not", "if not colon or not")],
+        [FIELDS]),
+    Mutant(
+        "any-field-value",
+        "Line ends and control characters within a value are left to the expressions of waitress: another server may read two fields.",
+        "request smuggling: CVE-2019-16785, CVE-2019-16789",
+        [Edit(LISTENER, " or not _FIELD_VALUE.fullmatch(value):", ":")],
+        [FIELDS]),
+    Mutant(
         "fields-read-by-waitress",
         "The expressions of waitress see what they do not match: a head of 60 kB stops the thread that reads, and the interpreter.",
         "CVE-2020-5236; CWE-1333",
         [Edit(LISTENER, "if not _USUAL_FIELDS.fullmatch(rest) or", "if")],
-        [TESTS + "test_a_head_costs_no_more_than_it_is_long[blanks]"]),
+        [FIELDS]),
     Mutant(
         "request-line-read-by-waitress",
         "The expression of waitress for a request line sees what is none: it takes time with the square of its length.",
