@@ -62,7 +62,7 @@ class Killed:
         if found.refused:
             assert "\n" not in found.refused and ".db" in found.refused, found.refused
             return found.refused
-        problems = self.knowledge.problems(found, any_state=True)
+        problems = self.knowledge.problems(found, damaged=True)
         assert problems == [], problems
         return ""
 

@@ -41,6 +41,10 @@ class Log(NamedTuple):
         entries = {index: entry for index, entry in kept.items() if index > base.index} | {entry.index: entry for entry in unsaved.entries}
         return Log(unsaved.hard_state or self.hard_state, base, entries)
 
+    def compacted(self, base):
+        """The same log as it is when it begins at *base*."""
+        return self._replace(base=base, entries={index: entry for index, entry in self.entries.items() if index > base.index})
+
     @property
     def last_index(self):
         return max(self.entries, default=self.base.index)
@@ -244,21 +248,21 @@ class Knowledge:
 
     # What must be there
 
-    def problems(self, found, any_state=False):
-        """Why *found*, a ``reopen.Found``, breaks a promise, a line each. *any_state*: the state may be older than it was for sure on
-        the disk, since it has been damaged, as long as the log leads on from it."""
+    def problems(self, found, damaged=False):
+        """Why *found*, a ``reopen.Found``, breaks a promise, a line each. *damaged*: the state may be older than it was for sure on the
+        disk, as long as the log leads on from it, and the log may begin earlier."""
         if found.refused:
             return [f"refused: {found.refused}"]
         if found.log is None:
             return ["there is no server any more"] if self.kept else []
-        problems = [*self._problems_of_log(found), *self._problems_of_state(found, self.history if any_state else self.states)]
+        problems = [*self._problems_of_log(found, damaged), *self._problems_of_state(found, self.history if damaged else self.states)]
         if self.kept and found.identity != self.identity:
             problems.append(f"it is {found.identity}, and was {self.identity}")
         return problems
 
-    def _problems_of_log(self, found):
+    def _problems_of_log(self, found, damaged):
         log = found.log
-        if log not in self.logs:
+        if not any(log == other or damaged and log.compacted(other.base) == other for other in self.logs):
             yield f"raft.db holds {_brief(log)}, and should be one of {'; '.join(map(_brief, self.logs))}"
         term, voted_for = log.hard_state
         if term < self.term:

@@ -105,8 +105,9 @@ class Live:
         sent = []
         for _ in range(rng.randint(1, 5)):
             data = frames.frame(rng, raft, "n2")
-            try:
-                message, _ = wire.decode(data[:wire.HEADER.size], data[wire.HEADER.size:])
+            try:  # the first frame in it: more may follow, which does not make that one less true
+                header, payload = data[:wire.HEADER.size], data[wire.HEADER.size:]
+                message, _ = wire.decode(header, payload[:wire.payload_length(header)])
                 data = wire.encode(message, 0) if isinstance(message, RequestVote) else b"x" + data  # more would be believed
             except (wire.WireError, wire.struct.error, Refusal):
                 pass
