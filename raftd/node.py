@@ -59,6 +59,8 @@ MAX_BEHIND = 50_000  # entries that a follower takes before those it has are wri
 STATE_STALL_SECONDS = 5.0  # a state machine that is at work on one batch for so long has failed
 MOST_INSTALL_PAUSE_SECONDS = 30.0  # between attempts to install a snapshot
 RETRY_SECONDS = 0.5  # between attempts to use a disk that has failed
+MOST_RETRY_SECONDS = 4.0  # the same, when it fails again and again soon after it could be opened: a disk that is nearly full
+CALM_SECONDS = 10.0  # after which a failure is not that of before
 
 
 class Applied(NamedTuple):
@@ -144,6 +146,7 @@ class Node:
         self._stopping = threading.Event()
         self._silent = None  # the StorageFailed that made this server silent for Raft
         self._catch_up_to = None  # what was committed when it was first asked, since its files were opened, whether it is ready
+        self._retry_pause, self._log_open_since = RETRY_SECONDS, -math.inf  # when it was last opened after a failure
         self._threads = []
         self._started_at = time.monotonic()
         self._raft = self._restore(storage.load())
@@ -690,9 +693,7 @@ class Node:
 
     def _lost_locked(self):
         """Be silent from now on: the log-writer remembers why, and ends the node."""
-        index, term = self._raft.lost
-        self._silent = StorageFailed(f"entry {index} of term {term} was confirmed by this server, and is not in its log")
-        self._fail_everything_locked(self._silent)
+        self._silent = StorageFailed(f"entry {self._raft.lost[0]} was confirmed by this server, and is not in its log")
         self._writer_wake.notify()
 
     def _check_truth_locked(self, sender, request):
@@ -728,6 +729,9 @@ class Node:
         except TimeoutError:
             pass
         with self._lock:
+            if self._silent:
+                self._raft.drop(answer)
+                raise Refusal(f"{self.name}: {self._silent}")
             if isinstance(answer.request, InstallSnapshot) and answer.make_reply is None:  # all is here, and being installed
                 self._raft.chunk_stored(answer, answer.request.size, installed=False)
             self._raft.answer_now(answer)
@@ -974,7 +978,7 @@ class Node:
             try:
                 self._storage.save(unsaved)
             except StorageFailed as error:
-                if self._raft.lost or not self._recover(error):
+                if not self._recover(error):
                     break
                 continue
             with self._lock:
@@ -990,8 +994,7 @@ class Node:
             elif now - started > self.settings.election_timeout_seconds / 2:
                 log.warning("slow disk seconds=%.3f entries=%s", now - started, len(unsaved.entries))
         if self._raft.lost:
-            self._storage.lost(*self._raft.lost)
-            raise DamagedFiles(f"{self._silent}: its files are older than what it has said since; {REPLACE_NODE}")
+            self._end_as_older_copy()
 
     def _wait_for_unsaved(self):
         """What is to be written next; None when nothing is any more."""
@@ -1005,15 +1008,26 @@ class Node:
             self._raft.tick(time.monotonic())
             return None if self._raft.lost else self._raft.take_unsaved()
 
+    def _end_as_older_copy(self):
+        try:
+            self._storage.lost(*self._raft.lost)
+        except StorageFailed as error:
+            log.error("that these files are an older copy cannot be written error=%s", error)
+        raise DamagedFiles(f"{self._silent}: its files are older than what it has said since; {REPLACE_NODE}")
+
     def _recover(self, error):
-        """The log could not be written: be silent until the file has been opened and read again. False when the node stops first."""
+        """The log could not be written: be silent until the file has been opened and read again. False when the node ends first."""
         log.error("the log cannot be written, this node is silent until it can error=%s", error)
         with self._lock:
+            if self._raft.lost:
+                return False
             self._silent, self._disk_has_stalled = error, False
             self._raft.step_down("the log cannot be written")
             self._fail_everything_locked(error)
             self._changed.notify_all()
-        while not self._stopping.wait(RETRY_SECONDS):
+        is_another = time.monotonic() - self._log_open_since > CALM_SECONDS
+        self._retry_pause = RETRY_SECONDS if is_another else min(2 * self._retry_pause, MOST_RETRY_SECONDS)
+        while not self._stopping.wait(self._retry_pause):
             try:
                 self._storage.reopen()
                 saved = self._storage.load()
@@ -1025,11 +1039,14 @@ class Node:
                     self._changed.wait()
                 if self._stopping.is_set():
                     return False
+                if self._raft.withdrawn:  # the log must not begin at a state that is not on the disk
+                    continue
                 self._raft = self._restore(saved)
                 self._silent = self._catch_up_to = None
                 self._settle_locked()
                 for link in self._all_links_locked():
                     link.wake.notify()
+            self._log_open_since = time.monotonic()
             log.info("the log is open again term=%s last_index=%s", saved.hard_state.term, saved.base.index + len(saved.entries))
             return True
         return False
@@ -1048,7 +1065,7 @@ class Node:
                     self._changed.notify_all()
                     self._applier_wake.wait()
                 self._applier_idle, self._applying_since = False, None if self._install else time.monotonic()
-                install, entries = self._install, self._raft.take_committed(MAX_APPLY_BYTES)
+                install, entries = self._install, () if self._silent else self._raft.take_committed(MAX_APPLY_BYTES)
                 configuration = self._raft.configurations.at(entries[-1].index)[1].encode() if entries else None
             try:
                 if install:
@@ -1074,9 +1091,9 @@ class Node:
                 self._compact()
 
     def _has_work_for_applier_locked(self):
-        """A state that could not be written is tried again although there is nothing to apply."""
+        """A state that could not be written is tried again although there is nothing to apply, or nothing may be."""
         raft = self._raft
-        return bool(self._install or ((raft.has_committed or raft.withdrawn) and not self._silent and not self._stopping.is_set()))
+        return bool(self._install or ((raft.has_committed and not self._silent or raft.withdrawn) and not self._stopping.is_set()))
 
     def _apply(self, entries, configuration):
         """The results of the commands among *entries*, by index."""
@@ -1138,6 +1155,8 @@ class Node:
     def _compact(self):
         """The state machine is the snapshot: once it is surely on disk, the log before it is not needed."""
         started = time.monotonic()
+        with self._lock:
+            self._applying_since = started  # another piece of work, with a time of its own
         try:
             durable_index = self._state_machine.checkpoint()
         except StorageFailed as error:

@@ -6,7 +6,7 @@ newer one. Against the line it shows.
 
 The line is written after each save and not synced, so it costs no more than a system call. A power cut may leave an older one: it never
 says more than raft.db has, but it may say less. That holds because what it tells of never falls, save for the end of the log when
-entries are overwritten; before that is done, the line takes back what it says of the log, and that is synced.
+entries are overwritten; before that is done, the line takes back what it says of them, and that is synced.
 """
 
 import os
@@ -14,12 +14,14 @@ import zlib
 from contextlib import suppress
 from typing import NamedTuple
 
+from raftd.sqlitefile import storage_errors
+
 NAME = "raft.promised"
 _LENGTH = 160  # bytes, filled up with spaces: a shorter line must leave nothing of the longer one before it
 
 
 class Said(NamedTuple):
-    """The term, whether a vote was given in it, and the last entry of the log; 0 and 0 say nothing of the log."""
+    """The term, whether a vote was given in it, and the last entry of the log."""
 
     term: int = 0
     voted: bool = False
@@ -28,12 +30,13 @@ class Said(NamedTuple):
 
 
 class Promised:
-    """The open file, of the raft.db whose identity is *id*. Methods raise OSError."""
+    """The open file, of the raft.db whose identity is *id*. Methods raise StorageFailed."""
 
     def __init__(self, directory, id):
-        self._id = id
-        self._file = open(os.open(os.path.join(directory, NAME), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), "r+b", buffering=0)
-        self.said = self._read()
+        self._id, self._path = id, os.path.join(directory, NAME)
+        with storage_errors(self._path):
+            self._file = open(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), "r+b", buffering=0)
+            self.said = self._read()
 
     def _read(self):
         """A line that is damaged, or is not there, says nothing, as one of other files does."""
@@ -51,25 +54,29 @@ class Promised:
         if (term, voted_for is not None) < (said.term, said.voted):
             return f"term {said.term}" if term < said.term else f"the vote of term {term}"
         if said.last_index > saved.base.index and saved.term_at(said.last_index) != said.last_term:
-            return f"entry {said.last_index} of term {said.last_term}"
+            return f"entry {said.last_index}"
         return None
 
     def write(self, said):
         """raft.db holds *said* for sure."""
         line = f"{self._id} {said.term:d} {said.voted:d} {said.last_index:d} {said.last_term:d}"
-        os.pwrite(self._file.fileno(), f"{line} {zlib.crc32(line.encode()):08x}".ljust(_LENGTH - 1).encode() + b"\n", 0)
+        with storage_errors(self._path):
+            os.pwrite(self._file.fileno(), f"{line} {zlib.crc32(line.encode()):08x}".ljust(_LENGTH - 1).encode() + b"\n", 0)
         self.said = said
 
-    def take_back_the_log(self):
-        """Entries at the end are about to be overwritten."""
-        if self.said.last_index:
-            self.write(self.said._replace(last_index=0, last_term=0))
-            os.fdatasync(self._file.fileno())
+    def take_back(self, last_index, last_term):
+        """Entries after this one are about to be overwritten."""
+        if self.said.last_index > last_index:
+            self._write_for_sure(self.said._replace(last_index=last_index, last_term=last_term))
 
-    def add_entry(self, index, term):
-        """raft.db has this entry not, but should: this is synced, since no later line can say it."""
-        self.write(self.said._replace(last_index=index, last_term=term))
-        os.fdatasync(self._file.fileno())
+    def add(self, index, term):
+        """raft.db has not this entry, but should."""
+        self._write_for_sure(self.said._replace(last_index=index, last_term=term))
+
+    def _write_for_sure(self, said):
+        self.write(said)
+        with storage_errors(self._path):
+            os.fdatasync(self._file.fileno())
 
     def close(self):
         """Idempotent."""

@@ -51,7 +51,7 @@ def run(options):
         if signals:
             log.info("stopping signal=%s", signal.Signals(signals[0]).name)
     except StartupError as error:
-        if not signals:
+        if not signals and not failures:
             raise
         log.warning("stopped before the start was complete: %s", error)
     finally:
@@ -128,7 +128,7 @@ class DataPath:
 
     def close(self):
         if not self._keep:
-            for name in os.listdir(self.path):
+            for name in sorted(os.listdir(self.path), key="raft.db".__eq__):  # that last: without it the others are orphans
                 if _OUR_FILES.fullmatch(name):
                     os.remove(os.path.join(self.path, name))
             for directory in reversed(self._made):

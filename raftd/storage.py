@@ -172,10 +172,10 @@ class Storage:
         with storage_errors(self.path):
             if present(self.path) and file_id(self.path) != self._file_ids[0]:  # SQLite would move our WAL into it
                 raise DamagedFiles(f"{self.path} was exchanged while raftd had it open; {REPLACE_NODE}")
-        again = self.open(os.path.dirname(self.path))
-        self._promised.close()
-        self._connection, self._promised, self._last_index = again._connection, again._promised, again._last_index
-        self._file_ids = again._file_ids
+            again = self.open(os.path.dirname(self.path))
+            self._promised.close()
+            self._connection, self._promised, self._last_index = again._connection, again._promised, again._last_index
+            self._file_ids = again._file_ids
 
     def load(self):
         """All that was saved, checked. Raises DamagedFiles with one line that says what and what to do."""
@@ -233,10 +233,15 @@ class Storage:
         with storage_errors(self.path):
             overwrites = unsaved.log_from <= self._last_index
             if overwrites:
-                self._promised.take_back_the_log()
+                self._promised.take_back(unsaved.log_from - 1, self._term_at(unsaved.log_from - 1))
             self._save(unsaved, overwrites)
             self._last_index = unsaved.last_index
             self._promised.write(_said_after(unsaved, self._promised.said))
+
+    def _term_at(self, index):
+        """0 for an entry that is compacted: nothing need be said of that."""
+        [(term,)] = self._connection.execute("SELECT coalesce((SELECT term FROM log WHERE log_index = ?), 0)", (index,))
+        return term
 
     def _save(self, unsaved, overwrites):
         with self._transaction() as execute:
@@ -255,9 +260,11 @@ class Storage:
                          [(*entry, _checksum(entry.index, entry.term, entry.kind, data=entry.command)) for entry in unsaved.entries])
 
     def lost(self, index, term):
-        """This entry was promised and is not there: remember that, so that ``load`` refuses these files. Raises StorageFailed."""
-        with storage_errors(self.path):
-            self._promised.add_entry(index, term)
+        """This entry was promised and is not there: remember that, so that ``load`` refuses these files. Raises StorageFailed.
+
+        *term* is 0 if it is not known.
+        """
+        self._promised.add(index, term)
 
     @contextmanager
     def _transaction(self):

@@ -29,13 +29,13 @@ from raftd.raft.messages import (
     TimeoutNowReply,
 )
 
-PROTOCOL = "raftd/1"
+PROTOCOL = "raftd/2"
 MAX_PAYLOAD = 64 << 20  # bytes; larger frames are refused before they are read
 MAX_NUMBER = 1 << 62  # terms and indexes beyond it do not fit in the log file
 
 HEADER = struct.Struct(">IBQI")
 _ENTRY = struct.Struct(">QBI")
-_APPEND = struct.Struct(">QQQQQ?I")
+_APPEND = struct.Struct(">QQQQQQI")
 _CHECKED = struct.Struct(">BQ")
 _REFUSAL = 255
 
@@ -100,14 +100,14 @@ def decode(header, payload):
 def _encode_append_entries(message):
     leader = message.leader_id.encode()
     parts = [_APPEND.pack(message.term, message.prev_log_index, message.prev_log_term, message.leader_commit, message.round,
-                          message.confirmed, len(message.entries)), struct.pack(">I", len(leader)), leader]
+                          message.confirmed_index, len(message.entries)), struct.pack(">I", len(leader)), leader]
     for entry in message.entries:
         parts += (_ENTRY.pack(entry.term, entry.kind, len(entry.command)), entry.command)
     return b"".join(parts)
 
 
 def _decode_append_entries(payload):
-    term, prev_log_index, prev_log_term, leader_commit, read_round, confirmed, count = _APPEND.unpack_from(payload)
+    term, prev_log_index, prev_log_term, leader_commit, read_round, confirmed_index, count = _APPEND.unpack_from(payload)
     (leader_id,), position = _take_fields("s", payload, _APPEND.size)
     entries, last_term = [], prev_log_term
     for index in range(prev_log_index + 1, prev_log_index + 1 + count):
@@ -123,9 +123,9 @@ def _decode_append_entries(payload):
             Configuration.decode(command)  # only to see that it can be read: once it is in the log it must be
         entries.append(Entry(index, entry_term, kind, command))
         last_term = entry_term
-    if position != len(payload) or max(term, prev_log_index + count, leader_commit) > MAX_NUMBER or prev_log_term > term:
+    if position != len(payload) or max(term, prev_log_index + count, leader_commit, confirmed_index) > MAX_NUMBER or prev_log_term > term:
         raise WireError("AppendEntries with numbers that cannot be")
-    return AppendEntries(term, leader_id, prev_log_index, prev_log_term, tuple(entries), leader_commit, read_round, confirmed)
+    return AppendEntries(term, leader_id, prev_log_index, prev_log_term, tuple(entries), leader_commit, read_round, confirmed_index)
 
 
 def _encode_fields(kinds, values):

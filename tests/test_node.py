@@ -597,6 +597,26 @@ def test_a_failed_save_fails_the_write_and_the_node_comes_back_by_itself():
         assert nodes.machines["n1"].commands == [b"before", b"after"]
 
 
+def test_a_log_that_fails_whenever_it_is_open_again_is_tried_less_and_less_often():
+    """A disk that is nearly full: it can be opened, and the next save fails. The log is not flooded."""
+    with group(1) as nodes:
+        node, disk, opened = nodes.leader(), nodes.storages["n1"], []
+        disk.reopen, save = lambda: opened.append(time.monotonic()), disk.save
+        disk.save = lambda unsaved: raise_(StorageFailed("the disk is full"))
+        with pytest.raises(StorageFailed):
+            node.propose(b"a", 5)
+        wait_until(lambda: len(opened) == 4, "it is tried again and again")
+        first, *_, last = [after - before for before, after in zip(opened, opened[1:], strict=False)]
+        assert last > 2.5 * first
+        disk.save = save
+        wait_until(lambda: node.not_ready() is None, "there is room")
+        assert node.propose(b"b", 5)
+
+
+def raise_(error):
+    raise error
+
+
 def test_a_save_that_failed_may_have_happened():
     """Then the entry is in the file that is read again, is committed, and was answered with "maybe"."""
     with group(1) as nodes:
@@ -860,6 +880,61 @@ def test_a_state_that_was_reached_with_other_members_is_refused():
 
 
 # Snapshots
+
+
+def test_the_log_does_not_begin_at_a_state_that_is_not_on_the_disk():
+    """A snapshot was installed, but for its last sync; then the log fails, too, and comes back before the state does."""
+    members, failures = {name: Member(name, f"host:{name[1:]}", True, f"id-{name}") for name in ("n1", "n2", "n3")}, []
+    disk, machine = MemoryStorage("n1", members), Machine()
+    disk.entries = [Entry(index, 3, COMMAND, b"x") for index in range(1, 6)]
+    disk.hard_state, install = HardState(3, None), machine.install
+
+    def install_but_for_the_last_sync(incoming):
+        install(incoming)
+        machine.failure = StorageFailed("a sync has failed")
+        raise machine.failure
+    machine.install = install_but_for_the_last_sync
+    position = SimpleNamespace(index=50, term=3, configuration=Configuration(members).encode(), installed_index=0)
+    data = pickle.dumps((position, [b"new"]))
+    snapshot = InstallSnapshot(3, "n2", 50, 3, len(data), hashlib.sha256(data).digest(), 0, data)
+    node = Node("n1", "host:1", disk, Wires().transport("n1"), machine, PATIENT, failures.append).start()
+    try:
+        node.handle("n2", 0, snapshot)
+        wait_until(lambda: "a sync has failed" in (node.not_ready() or ""), "the state has failed")
+        disk.failure = StorageFailed("an I/O error")
+        with pytest.raises(Refusal):
+            node.handle("n2", 0, AppendEntries(3, "n2", 5, 3, (Entry(6, 3, COMMAND, b"y"),), 0, 0))
+        wait_until(lambda: "an I/O error" in (node.not_ready() or ""), "the log has failed")
+        disk.failure, reopened = None, disk.reopened
+        wait_until(lambda: disk.reopened > reopened + 2 or disk.base.index, "it would come back")
+        assert disk.base.index == 0 and "an I/O error" in node.not_ready()
+        machine.failure = None
+        wait_until(lambda: disk.base.index == 50, "both files are well")
+        assert node.handle("n2", 0, replace(snapshot, data=b"")).installed
+        assert failures == []
+    finally:
+        node.stop()
+
+
+def test_what_follows_a_batch_has_a_time_of_its_own():
+    """A compaction that comes after a slow batch is not taken for a part of it."""
+    with group(1, TINY) as nodes:
+        node, machine, moments = nodes.leader(), nodes.machines["n1"], []
+        apply, checkpoint, ended = machine.apply, machine.checkpoint, []
+
+        def apply_and_look(*batch):
+            results = apply(*batch)
+            ended.append(time.monotonic())
+            return results
+
+        def look_and_checkpoint():
+            moments.append((ended[-1], node._applying_since))
+            return checkpoint()
+        machine.apply, machine.checkpoint = apply_and_look, look_and_checkpoint
+        for _ in range(15):
+            node.propose(b"x", 20)
+        wait_until(lambda: moments, "it is compacted")
+        assert all(since >= batch_ended for batch_ended, since in moments)
 
 
 def test_a_follower_far_behind_gets_a_snapshot_in_chunks():

@@ -5,17 +5,20 @@ long as that leads (section 5.3), and each request says whether the entry before
 """
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pytest
 
 from cluster import Cluster, wait_until
-from one_server import HEARTBEAT, accept, ask, follower, leader, propose, refuse, replicate
+from one_server import HEARTBEAT, accept, ask, follower, leader, propose, refuse, replicate, save
 from raftd.errors import DamagedFiles, Refusal, StorageFailed
 from raftd.raft.configuration import Configuration, Member
 from raftd.raft.core import Unsaved
 from raftd.raft.messages import COMMAND, AppendEntries, Entry, HardState, RequestVote
 from raftd.storage import Identity, Storage
-from test_node import FAST, Group
+from raftd.node import Node
+from test_node import FAST, Group, Machine, MemoryStorage, Wires
 
 
 # The core
@@ -23,44 +26,67 @@ from test_node import FAST, Group
 
 def test_a_new_leader_does_not_know_what_others_have_confirmed():
     raft = leader(1, 1, committed=False)
-    assert raft.request_for("n2").confirmed is False
+    assert raft.request_for("n2").confirmed_index == 0
 
 
 def test_a_leader_says_what_was_confirmed_to_it():
     raft = leader(1, 1)
     accept(raft, "n3")
     raft.tick(raft.now + HEARTBEAT)
-    assert raft.request_for("n3") == AppendEntries(raft.term, "n1", 2, 1, (), 3, raft.role.round, True)
+    assert raft.request_for("n3") == AppendEntries(raft.term, "n1", 2, 1, (), 3, raft.role.round, 2)
     propose(raft)
-    assert raft.data_for("n3").confirmed and raft.data_for("n3").prev_log_index == 2
+    assert raft.data_for("n3").confirmed_index == 2
 
 
 def test_entries_on_their_way_are_not_confirmed():
     raft = leader(1, 1)
     replicate(raft, "n2", "n3")
     propose(raft)
-    request = raft.data_for("n3")
     raft.role.progress["n3"].next_index = raft.log.last_index + 1  # as if more could be sent before the answer
-    assert request.confirmed and raft._append_entries_for(raft.role.progress["n3"], ()).confirmed is False
+    request = raft._append_entries_for(raft.role.progress["n3"], ())
+    assert (request.prev_log_index, request.confirmed_index) == (4, 3)
 
 
-def test_what_a_follower_refuses_is_not_confirmed_at_the_next_attempt():
+def test_what_a_follower_refuses_is_not_confirmed():
     raft = leader(1, 1, 1, 1, committed=False)
     refuse(raft, "n3", (4, 1), 2)
-    assert raft.data_for("n3").prev_log_index == 1 and not raft.data_for("n3").confirmed
+    request = raft.data_for("n3")
+    assert (request.prev_log_index, request.confirmed_index) == (1, 0)
+
+
+def test_what_was_confirmed_is_said_also_when_it_is_compacted():
+    """The follower would take a snapshot, and nobody would know what else it has forgotten."""
+    raft = leader(1, 1)
+    replicate(raft, "n2", "n3")
+    propose(raft)
+    replicate(raft, "n2")
+    raft.applied(4)
+    raft.compact(4, 0, 0)
+    save(raft)
+    assert raft.log.snapshot_index == 4 and raft.needs_snapshot("n3")
+    raft.tick(raft.now + HEARTBEAT)
+    request = raft.request_for("n3")
+    assert (request.prev_log_index, request.confirmed_index) == (0, 3)
 
 
 @pytest.mark.parametrize("term", [1, 2])
-def test_a_follower_without_an_entry_that_it_has_confirmed_is_lost(term):
+@pytest.mark.parametrize("prev", [(5, 1), (6, 1), (0, 0)], ids=["before the next", "earlier", "before what is compacted"])
+def test_a_follower_without_an_entry_that_it_has_confirmed_is_lost(term, prev):
     """Also if it has forgotten the term."""
     raft = follower(1, 1)
-    ask(raft, AppendEntries(term, "n2", 5, 1, (), 5, 0, True))
-    assert raft.lost == (5, 1)
+    ask(raft, AppendEntries(term, "n2", *prev, (), 5, 0, 5))
+    assert raft.lost == (5, 0)
+
+
+def test_a_follower_with_another_entry_in_its_place_is_lost():
+    raft = follower(1, 1)
+    ask(raft, AppendEntries(3, "n2", 2, 2, (), 0, 0, 2))
+    assert raft.lost == (2, 2)
 
 
 @pytest.mark.parametrize("term, prev, confirmed", [
-    (1, (5, 1), False), (1, (2, 1), True), (1, (1, 1), True), (0, (5, 0), True), (1, (0, 0), True)],
-    ids=["not confirmed", "the last entry", "an earlier entry", "of an earlier leader", "nothing"])
+    (1, (5, 1), 2), (1, (2, 1), 2), (1, (1, 1), 1), (0, (5, 0), 5), (1, (0, 0), 0), (2, (2, 2), 1)],
+    ids=["what follows", "the last entry", "an earlier entry", "of an earlier leader", "nothing", "another entry, which was not confirmed"])
 def test_one_that_has_all_is_not(term, prev, confirmed):
     raft = follower(1, 1)
     ask(raft, AppendEntries(term, "n2", *prev, (), 0, 0, confirmed))
@@ -81,17 +107,17 @@ def test_a_node_that_is_an_older_copy_ends_and_its_files_are_refused_from_then_o
         older = list(storage.entries), machine.position, list(machine.commands)
         leading.propose(b"b", 5)
         wait_until(lambda: leading.look(lambda raft: raft.match_index(old.name) == raft.log.last_index), "it has confirmed the second")
-        promised = leading.look(lambda raft: (raft.log.last_index, raft.log.last_term))
+        promised = leading.look(lambda raft: raft.log.last_index)
         del nodes.wires.nodes[old.name]
         old.stop()
         storage.entries, machine.position, machine.commands = older
-        heard = nodes.wires.carried[AppendEntries]
-        again = nodes.add(old.name)
-        wait_until(lambda: nodes.failures or nodes.wires.carried[AppendEntries] > heard + 20, "it ends, or answers as if nothing were")
-        assert nodes.failures
+        again, answered = nodes.add(old.name), []
+        handle, again.handle = again.handle, lambda *request: answered.append(handle(*request)) or answered[-1]
+        wait_until(lambda: nodes.failures or len(answered) > 20, "it ends, or answers as if nothing were")
+        assert nodes.failures and answered == []
         assert isinstance(nodes.failures[0], DamagedFiles) and len(nodes.failures) == 1
-        assert f"entry {promised[0]} of term {promised[1]} was confirmed by this server, and is not in its log" in str(nodes.failures[0])
-        assert storage.lost_entry == promised
+        assert f"entry {promised} was confirmed by this server, and is not in its log" in str(nodes.failures[0])
+        assert storage.lost_entry[0] == promised
         with pytest.raises(Refusal, match="was confirmed by this server"):
             again.handle(leading.name, 0, RequestVote(99, leading.name, 99, 99, True))
         with pytest.raises(StorageFailed):
@@ -99,6 +125,77 @@ def test_a_node_that_is_an_older_copy_ends_and_its_files_are_refused_from_then_o
         assert leading.propose(b"c", 5)
     finally:
         nodes.stop()
+
+
+@contextmanager
+def told_by_n2():
+    """A node, n1, of three that n2 leads, whose disk hangs: (node, its disk, the answer that waits for that, what the node ended with)."""
+    members, failures = {name: Member(name, f"host:{name[1:]}", True, f"id-{name}") for name in ("n1", "n2", "n3")}, []
+    disk = MemoryStorage("n1", members)
+    node = Node("n1", "host:1", disk, Wires().transport("n1"), Machine(), FAST, failures.append).start()
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            node.handle("n2", 0, AppendEntries(1, "n2", 0, 0))
+            disk.ready.clear(), disk.reached.clear()
+            waiting = pool.submit(node.handle, "n2", 0, AppendEntries(1, "n2", 0, 0, (Entry(1, 1, COMMAND, b"x"),)))
+            assert disk.reached.wait(30)
+            yield node, disk, waiting, failures
+        finally:
+            disk.ready.set()
+            node.stop()
+
+
+LOST = AppendEntries(1, "n2", 9, 1, (), 0, 0, 9)
+
+
+def test_what_waits_for_the_disk_is_not_confirmed_once_the_loss_is_known():
+    """The write that is under way ends well, or fails; nothing is said, the file is not read again, and nothing else is written."""
+    for failure in (None, StorageFailed("an I/O error")):
+        with told_by_n2() as (node, disk, waiting, failures):
+            disk.failure, before = failure, len(disk.saves)
+            with pytest.raises(Refusal, match="entry 9 was confirmed"):
+                node.handle("n2", 0, LOST)
+            disk.ready.set()
+            with pytest.raises(Refusal, match="entry 9 was confirmed"):
+                waiting.result(30)
+            wait_until(lambda: failures, "it ends")
+            assert isinstance(failures[0], DamagedFiles) and disk.lost_entry == (9, 0)
+            assert (len(disk.saves) - before, disk.reopened) == (0 if failure else 1, 0)
+
+
+def test_the_answer_that_cannot_wait_longer_is_none():
+    with told_by_n2() as (node, disk, waiting, _):
+        with pytest.raises(Refusal):
+            node.handle("n2", 0, LOST)
+        with pytest.raises(Refusal, match="entry 9 was confirmed"):  # the disk still hangs
+            waiting.result(30)
+
+
+def test_nothing_is_written_once_the_loss_is_known():
+    """Not even the new term that came with it."""
+    with told_by_n2() as (node, disk, waiting, failures):
+        disk.ready.set()
+        waiting.result(30)
+        saves = len(disk.saves)
+        with pytest.raises(Refusal):
+            node.handle("n3", 0, AppendEntries(2, "n3", 9, 2, (), 0, 0, 9))
+        wait_until(lambda: failures, "it ends")
+        assert len(disk.saves) == saves and disk.hard_state.term == 1
+
+
+def test_a_loss_that_cannot_be_written_down_ends_the_node_all_the_same(caplog):
+    with told_by_n2() as (node, disk, _, failures):
+        disk.lost = lambda index, term: raise_(StorageFailed("an I/O error"))
+        with pytest.raises(Refusal):
+            node.handle("n2", 0, LOST)
+        disk.ready.set()
+        wait_until(lambda: failures, "it ends")
+        assert isinstance(failures[0], DamagedFiles) and "entry 9 was confirmed" in str(failures[0])
+    assert "cannot be written error=an I/O error" in caplog.text
+
+
+def raise_(error):
+    raise error
 
 
 # The files
@@ -117,7 +214,7 @@ def test_files_that_have_lost_an_entry_for_sure_are_refused_also_after_a_power_c
     assert synced == [(tmp_path / "raft.promised").read_bytes()]
     for _ in range(2):
         storage = Storage.open(tmp_path)
-        with pytest.raises(DamagedFiles, match="entry 4 of term 3 was in it and is not.*join it again with an empty data path"):
+        with pytest.raises(DamagedFiles, match="entry 4 was in it and is not.*join it again with an empty data path"):
             storage.load()
         storage.close()
 

@@ -97,7 +97,7 @@ def test_snapshot_is_sent_when_entries_are_compacted():
     assert raft.is_sending_snapshot_to("n3") and not raft.needs_snapshot("n3"), "one is enough"
     raft.handle_reply("n3", request, InstallSnapshotReply(raft.term, 10, True))
     assert raft.match_index("n3") == 11
-    assert raft.data_for("n3") == AppendEntries(raft.term, "n1", 11, 3, raft.log.entries(12, 12), 12, 0, True)
+    assert raft.data_for("n3") == AppendEntries(raft.term, "n1", 11, 3, raft.log.entries(12, 12), 12, 0, 11)
 
 
 def test_no_snapshot_for_who_needs_none():

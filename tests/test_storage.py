@@ -141,6 +141,24 @@ def test_reopen_reads_what_is_on_the_disk(saved):
         assert len(storage.load().entries) == 11
 
 
+def test_reopen_knows_where_the_log_ends(saved):
+    """The save that failed may have happened: what comes then overwrites it."""
+    with opened(saved) as (storage, _):
+        save = storage._save
+
+        def save_and_fail(*arguments):
+            save(*arguments)
+            raise sqlite3.OperationalError("disk I/O error")
+        storage._save = save_and_fail
+        with pytest.raises(StorageFailed):
+            storage.save(unsaved(entries(1, 1, 1, first=11)))
+        storage._save = save
+        storage.reopen()
+        assert len(storage.load().entries) == 13
+        storage.save(unsaved(entries(2, first=12)))
+        assert terms(storage.load()) == [1] * 11 + [2]
+
+
 def test_reopen_closes_the_connection_that_has_failed(saved):
     """It would go on to show what the kernel has, and the disk perhaps never got."""
     with opened(saved) as (storage, _):

@@ -1,6 +1,6 @@
 """Files and frames of other versions: what this one wrote stays readable; what it does not know is refused by name, and nothing applied.
 
-``formats/`` holds the files of format 1 as SQL, and here are frames of protocol raftd/1: whoever changes them without a new number
+``formats/`` holds the files of format 1 as SQL, and here are frames of protocol raftd/2: whoever changes them without a new number
 meets these tests. No second version of raftd exists yet that could be run beside this one.
 """
 
@@ -35,9 +35,9 @@ FRAMES = {
     RequestVote(3, "n1", 9, 2, True, False):
         "00000020020000000000000005ecc86e2e0000000000000003000000026e31000000000000000900000000000000020100",
     RequestVoteReply(3, True): "00000009030000000000000005379eba3e000000000000000301",
-    AppendEntries(3, "n1", 4, 2, (Entry(5, 3, COMMAND, b"x"), Entry(6, 3, NOOP, b"")), 4, 7, True):
-        "0000004e0100000000000000053ed3910900000000000000030000000000000004000000000000000200000000000000040000000000000007"
-        "0100000002000000026e31000000000000000301000000017800000000000000030000000000",
+    AppendEntries(3, "n1", 4, 2, (Entry(5, 3, COMMAND, b"x"), Entry(6, 3, NOOP, b"")), 4, 7, 3):
+        "000000550100000000000000055c00cd330000000000000003000000000000000400000000000000020000000000000004"
+        "0000000000000007000000000000000300000002000000026e31000000000000000301000000017800000000000000030000000000",
     AppendEntriesReply(3, False, 1, 2, 3):
         "00000021040000000000000005799f7be9000000000000000300000000000000000100000000000000020000000000000003",
     InstallSnapshot(3, "n1", 9, 2, 10, b"\1\2", 4, b"data"):
@@ -97,8 +97,8 @@ def test_commands_of_format_1(command, data):
 
 
 @pytest.mark.parametrize(("message", "frame"), FRAMES.items(), ids=lambda value: type(value).__name__)
-def test_frames_of_protocol_1(message, frame):
-    assert wire.PROTOCOL == "raftd/1"
+def test_frames_of_protocol_2(message, frame):
+    assert wire.PROTOCOL == "raftd/2"
     assert wire.encode(message, 5).hex() == frame
     data = bytes.fromhex(frame)
     assert wire.decode(data[:wire.HEADER.size], data[wire.HEADER.size:]) == (message, 5)

@@ -84,7 +84,7 @@ class Raft:
         self.reason = "started"  # why the role is what it is, for the operator
         self.commit_index = self.last_applied = applied
         self.saved_index = log.last_index
-        self.lost = None  # (index, term) of an entry that this server has confirmed and has no more, or None: it must say nothing more
+        self.lost = None  # (index, term) of an entry that this server has confirmed and has no more, or None
         self.withdrawn = None  # why this server must neither lead nor stand for election, or None
         self.finished_reads = []  # reads that became ready or failed; the caller takes them away
         self.finished_answers = []  # answers whose reply is there; likewise
@@ -471,14 +471,21 @@ class Raft:
             return Answer(request, lambda: AppendEntriesReply(self.term, False))
         self._hear_leader(request)
         self.role.leader_commit = max(self.role.leader_commit, request.leader_commit)
+        self._check_nothing_is_lost(request)
         if not self.log.matches(request.prev_log_index, request.prev_log_term):
-            if request.confirmed:  # a log keeps what it has of the leader of the term: these are older files
-                self.lost = request.prev_log_index, request.prev_log_term
             index, term = self.log.conflict(request.prev_log_index)
             return Answer(request, lambda: AppendEntriesReply(self.term, False, 0, index, term))
         self._accept_entries(request)
         matched = self.role.matched_index  # a heartbeat is answered at once, with what is durable
         return Answer(request, lambda: self._appended_reply(request, matched), needs_index=matched if request.entries else 0)
+
+    def _check_nothing_is_lost(self, request):
+        """A log keeps what it has of the leader of the term (section 5.3). If it does not, these are older files: see ``lost``."""
+        index, prev = request.confirmed_index, (request.prev_log_index, request.prev_log_term)
+        if index > self.log.last_index:
+            self.lost = index, 0  # which term it was of, nobody says
+        elif index and index == prev[0] and not self.log.matches(*prev):
+            self.lost = prev
 
     def _accept_entries(self, request):
         first_new = self.log.first_new(request.entries)
@@ -610,8 +617,8 @@ class Raft:
         self.role.round_open = False
         progress.sent_round, progress.sent_commit = self.role.round, self.commit_index
         progress.heartbeat_due, progress.notice_due = self.now + self._settings.heartbeat_seconds, math.inf
-        confirmed = 0 < prev_log_index == progress.match_index
-        return AppendEntries(self.term, self.name, prev_log_index, prev_log_term, entries, self.commit_index, self.role.round, confirmed)
+        return AppendEntries(self.term, self.name, prev_log_index, prev_log_term, entries, self.commit_index, self.role.round,
+                             progress.match_index)
 
     def needs_snapshot(self, peer):
         """True if *peer* lacks entries that are compacted, and no snapshot has been offered for it (``snapshot_offered``)."""

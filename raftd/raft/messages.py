@@ -61,7 +61,7 @@ class AppendEntries:
     prev_log_term   term of that entry
     leader_commit   the leader's commit_index
     round           the read round this request belongs to; its answer confirms reads up to it (thesis 6.4)
-    confirmed       the follower has told this leader, in this term, that it has the entry at prev_log_index on disk
+    confirmed_index  up to here the follower has told this leader, in this term, that it has the leader's log on disk
     """
 
     term: int
@@ -71,14 +71,14 @@ class AppendEntries:
     entries: tuple[Entry, ...] = ()
     leader_commit: int = 0
     round: int = 0
-    confirmed: bool = False
+    confirmed_index: int = 0
 
     def __str__(self):
         """For the log: which entries, not what they say."""
         entries = f"{self.entries[0].index}..{self.entries[-1].index}" if self.entries else "none"
         return (f"AppendEntries(term={self.term}, leader_id={self.leader_id}, prev_log_index={self.prev_log_index}, "
                 f"prev_log_term={self.prev_log_term}, entries={entries}, leader_commit={self.leader_commit}, round={self.round}, "
-                f"confirmed={self.confirmed})")
+                f"confirmed_index={self.confirmed_index})")
 
 
 @dataclass(frozen=True, slots=True)

@@ -283,7 +283,8 @@ def append_entries(rng, raft, term, sender):
         entries.append(Entry(index, last, *content(rng)))
     leader_commit = near(rng, raft.commit_index if rarely(rng, 0.5) else prev + len(entries))
     read_round = number(rng) if rarely(rng, 0.1) else rng.randint(0, 5)
-    return AppendEntries(term, sender, prev, prev_term, tuple(entries), leader_commit, read_round, rarely(rng, 0.05))
+    confirmed_index = near(rng, prev) if rarely(rng, 0.05) else 0
+    return AppendEntries(term, sender, prev, prev_term, tuple(entries), leader_commit, read_round, confirmed_index)
 
 
 def content(rng):
@@ -379,8 +380,9 @@ class Frames:
             reply = attacked.node.handle(sender, configuration_index, request)
         except Refusal:
             if raft.lost:
-                has_it = raft.log.term_at(request.prev_log_index) == request.prev_log_term
-                _require(request.confirmed and not has_it, f"{request} does not say that it has lost anything")
+                index, has_prev = request.confirmed_index, raft.log.term_at(request.prev_log_index) == request.prev_log_term
+                lost = index > raft.log.last_index or index == request.prev_log_index and not has_prev
+                _require(index and lost, f"{request} does not say that it has lost anything")
                 raise OlderCopy from None
             if not attacked.node.waited:
                 _require(attacked.view() == before, f"refused, and changed: {before} {attacked.view()}")

@@ -70,7 +70,7 @@ RUNTIME = (
         "After a save failed the node goes on as if it had been done.",
         "goraft, `w.Flush()`; Rebello et al., ATC 2020",
         [Edit(NODE, """
-                if self._raft.lost or not self._recover(error):
+                if not self._recover(error):
                     break
                 continue
 """, """
@@ -132,12 +132,71 @@ RUNTIME = (
 """, "")],
         [OLDER + "test_a_node_that_is_an_older_copy_ends_and_its_files_are_refused_from_then_on"]),
     Mutant(
+        "older-copy-goes-on-saving",
+        "An older copy of a server finds out, and the write that is under way is still confirmed.",
+        "raftd: a review",
+        [Edit(NODE, """
+            with self._lock:
+                if self._raft.lost:
+                    break
+""", """
+            with self._lock:
+""")],
+        [OLDER + "test_what_waits_for_the_disk_is_not_confirmed_once_the_loss_is_known"]),
+    Mutant(
+        "older-copy-forgotten-in-a-recovery",
+        "An older copy of a server finds out while its disk fails: it opens its files again, and knows nothing.",
+        "raftd: a review",
+        [Edit(NODE, """
+            if self._raft.lost:
+                return False
+            self._silent""", """
+            self._silent""")],
+        [OLDER + "test_what_waits_for_the_disk_is_not_confirmed_once_the_loss_is_known"]),
+    Mutant(
+        "older-copy-answers-who-waits",
+        "An older copy of a server finds out, and who waits for its disk is still given the best answer there is.",
+        "raftd: a review",
+        [Edit(NODE, """
+            if self._silent:
+                self._raft.drop(answer)
+                raise Refusal(f"{self.name}: {self._silent}")
+""", "")],
+        [OLDER + "test_the_answer_that_cannot_wait_longer_is_none"]),
+    Mutant(
+        "log-begins-at-a-state-that-is-not-on-the-disk",
+        "A snapshot was installed but for its last sync; the log fails and is opened again, and its entries are given up.",
+        "raftd: a review; the like of canonical/raft 199",
+        [Edit(NODE, """
+                if self._raft.withdrawn:  # the log must not begin at a state that is not on the disk
+                    continue
+""", "")],
+        [TESTS + "test_the_log_does_not_begin_at_a_state_that_is_not_on_the_disk"]),
+    Mutant(
+        "compaction-counts-from-the-batch-before",
+        "A compaction after a slow batch is taken for a state machine that hangs.",
+        "raftd: a review",
+        [Edit(NODE, """
+        with self._lock:
+            self._applying_since = started  # another piece of work, with a time of its own
+""", "")],
+        [TESTS + "test_what_follows_a_batch_has_a_time_of_its_own"]),
+    Mutant(
+        "nearly-full-disk-floods-the-log",
+        "A log that fails whenever it is open again is tried as often as ever.",
+        "raftd: seen with a small disk",
+        [Edit(NODE, "self._retry_pause = RETRY_SECONDS if is_another else min(2 * self._retry_pause, MOST_RETRY_SECONDS)",
+              "self._retry_pause = RETRY_SECONDS")],
+        [TESTS + "test_a_log_that_fails_whenever_it_is_open_again_is_tried_less_and_less_often"]),
+    Mutant(
         "older-copy-may-be-started-again",
         "An older copy ends when the leader tells it so, and votes after the next start if the leader is gone by then.",
         "a supervisor that starts again what ends",
         [Edit(NODE, """
             self._storage.lost(*self._raft.lost)
-""", "")],
+""", """
+            pass
+""")],
         [OLDER + "test_a_node_that_is_an_older_copy_ends_and_its_files_are_refused_from_then_on"]),
     Mutant(
         "failed-save-not-reopened",

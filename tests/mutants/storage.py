@@ -48,6 +48,22 @@ STORAGE = (
 """)],
         [PROMISES + "test_files_that_are_whole_are_never_refused_and_older_ones_only_if_they_lack_nothing"]),
     Mutant(
+        "promises-all-taken-back",
+        "While the end of the log is overwritten nothing is said of the entries before it, which are promised as ever.",
+        "raftd: a simplification that looks harmless",
+        [Edit(STORE, "take_back(unsaved.log_from - 1, self._term_at(unsaved.log_from - 1))", "take_back(0, 0)")],
+        [PROMISES + "test_what_stays_is_missed_while_what_comes_after_it_is_overwritten"]),
+    Mutant(
+        "length-of-the-log-not-read-again",
+        "A save that failed may have happened; the log is opened again, and taken for as long as it was before.",
+        "Rebello et al., ATC 2020: what a failed sync has left",
+        [Edit(STORE, """
+            self._connection, self._promised, self._last_index = again._connection, again._promised, again._last_index
+""", """
+            self._connection, self._promised = again._connection, again._promised
+""")],
+        [TESTS + "test_reopen_knows_where_the_log_ends"]),
+    Mutant(
         "promised-before-it-is-saved",
         "A crash between the two leaves a server that is refused though it has lost nothing.",
         "raftd: a simplification that looks harmless",
@@ -263,8 +279,8 @@ STORAGE = (
 """),
          Edit(STORE, "again = self.open(os.path.dirname(self.path))", "again = self"),
          Edit(STORE, """
-        self._promised.close()
-        self._connection, self._promised, self._last_index = again._connection, again._promised, again._last_index
+            self._promised.close()
+            self._connection, self._promised, self._last_index = again._connection, again._promised, again._last_index
 """, "")],
         [TESTS + "test_reopen_closes_the_connection_that_has_failed"]),
     Mutant(
