@@ -18,7 +18,7 @@ from cluster import Cluster, Strace, Writers, holds_for, needs_root, needs_strac
 from crashes.real import Disk as RealDisk
 from crashes.real import cut_power, private_mounts
 
-FAILED = re.compile(r"/raft.db: (disk I/O error|Input/output error|File too large|Operation not permitted)$", re.M)
+FAILED = re.compile(r"/raft\.(?:db|promised): (disk I/O error|Input/output error|File too large|Operation not permitted)$", re.M)
 VALUE = bytes(range(256)) * 400  # 100 KiB: large enough to need new room on a disk
 
 needs_ext4 = pytest.mark.skipif(os.geteuid() != 0 or not all(map(shutil.which, ("mkfs.ext4", "chattr"))),
