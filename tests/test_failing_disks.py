@@ -146,7 +146,7 @@ def test_a_disk_on_which_nothing_works(tmp_path):
         server = cluster.leader()
         with Writers(cluster.servers, 2) as writers:
             with Strace(server, "pread64,pwrite64,fdatasync,fsync", "error=EIO"):
-                wait_until(lambda: not server.running or "/raft.db: " in why(server), "it says what is wrong")
+                wait_until(lambda: not server.running or re.search(r"/raft\.(db|promised): ", why(server)), "it says what is wrong")
                 writers.wait_for_more(50)
             wait_until(lambda: not server.running or server.ready, "it is back by itself, or has ended")
             if not server.running:
