@@ -3,32 +3,15 @@
 import os
 import random
 import shutil
-from contextlib import contextmanager
 
 import pytest
 
 from raftd.errors import DamagedFiles, StorageFailed
 from raftd.promised import NAME, Said
-from raftd.raft.configuration import Configuration, Member
 from raftd.raft.core import Base, Unsaved
-from raftd.raft.messages import COMMAND, Entry, HardState
-from raftd.storage import Identity, Storage
-
-IDENTITY = Identity("n1", "f" * 32, "c" * 32)
-ONE = Configuration({"n1": Member("n1", "localhost:4001")})
-
-
-def entries(*terms, first=1):
-    return tuple(Entry(index, term, COMMAND, b"x") for index, term in enumerate(terms, first))
-
-
-@contextmanager
-def opened(directory, create=False):
-    storage = Storage.create(directory, IDENTITY, ONE) if create else Storage.open(directory)
-    try:
-        yield storage, storage.load()
-    finally:
-        storage.close()
+from raftd.raft.messages import HardState
+from raftd.storage import Storage
+from test_storage import IDENTITY, ONE, entries, opened
 
 
 def refusal(directory):

@@ -13,6 +13,7 @@ from raftd.node import restore
 from raftd.raft.configuration import Configuration
 from raftd.raft.core import Base
 from raftd.raft.messages import COMMAND, HardState
+from raftd.storage import Saved
 
 CHUNKS = 3  # a snapshot is sent in so many
 
@@ -114,15 +115,7 @@ class Log:
     def __init__(self, configuration):
         self.hard_state, self.base, self.entries = HardState(0, None), Base(0, 0, configuration), []
 
-    @property
-    def last_index(self):
-        return self.base.index + len(self.entries)
-
-    def term_at(self, index):
-        """The term of the durable entry at *index*; None if it is not there, or compacted."""
-        if index == self.base.index:
-            return self.base.term
-        return self.entries[index - self.base.index - 1].term if self.base.index < index <= self.last_index else None
+    last_index, term_at = Saved.last_index, Saved.term_at
 
     def removed_by(self, unsaved):
         """The entries that *unsaved* replaces."""
