@@ -961,7 +961,7 @@ def test_a_follower_far_behind_gets_a_snapshot_in_chunks():
         assert nodes.wires.carried[InstallSnapshot] > 3
         assert nodes.machines[behind.name].position.installed_index > 0
         assert leader.status()["term"] == term
-        assert nodes.storages[behind.name].base.index >= nodes.machines[behind.name].position.installed_index
+        wait_until(lambda: nodes.storages[behind.name].base.index >= nodes.machines[behind.name].position.installed_index, "the log follows the state")
 
 
 def test_a_snapshot_whose_chunks_are_lost_and_repeated_arrives():
@@ -1202,7 +1202,7 @@ def test_a_snapshot_is_installed_once_it_is_surely_on_disk():
         assert leader_view[behind.name] < machine.position.index
         machine.failure = None
         assert len(nodes.commands_everywhere()) == 60
-        assert storage.base.index >= machine.position.installed_index
+        wait_until(lambda: storage.base.index >= machine.position.installed_index, "the log follows the state")
 
 
 def test_a_snapshot_that_cannot_be_installed_is_sent_again_with_growing_pauses(monkeypatch):
