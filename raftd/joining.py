@@ -1,7 +1,9 @@
 """How a starting node finds its cluster, becomes a member of it, and tells it a new address: HTTP requests to the members it knows."""
 
 import logging
+import threading
 import time
+from concurrent.futures import Future
 
 import requests
 from urllib3.exceptions import NewConnectionError
@@ -54,12 +56,37 @@ def _check_cluster(status, cluster, address):
         raise StartupError(f"the data path belongs to another cluster than {address}; use an empty data path to join that one")
 
 
-def _until(stopping, addresses):
-    return (address for address in addresses if not stopping.is_set())
+def _until(stopping, tries):
+    return (one for one in tries if not stopping.is_set())
+
+
+def _request(method, url, seconds, body=None):
+    """The answer, if it comes in *seconds*. Raises RequestException or ValueError.
+
+    Nothing bounds how long the system's resolver takes, or an answer that comes byte by byte: a daemon waits for them, and no end of
+    the process waits for it. What the environment says of proxies is not for servers of one cluster.
+    """
+    outcome = Future()
+
+    def ask():
+        try:
+            with requests.Session() as session:
+                session.trust_env = False
+                outcome.set_result(session.request(method, url, json=body, timeout=(ANSWER_SECONDS, seconds)))
+        except Exception as error:
+            outcome.set_exception(error)
+    try:
+        threading.Thread(target=ask, name="asking", daemon=True).start()
+    except RuntimeError as error:
+        raise requests.ConnectionError(str(error)) from error
+    try:
+        return outcome.result(seconds)
+    except TimeoutError as error:
+        raise requests.Timeout() from error
 
 
 def _status(address):
-    answer = requests.get(f"http://{address}/status", timeout=ANSWER_SECONDS)
+    answer = _request("GET", f"http://{address}/status", ANSWER_SECONDS)
     answer.raise_for_status()
     return answer.json()
 
@@ -121,11 +148,10 @@ class Joiner:
 
     def _ask(self, address):
         """One round with the server at *address*; a follower names the leader, which is asked at once."""
-        for _ in range(3):
+        for _ in _until(self._stopping, range(3)):
             try:
-                answer = requests.post(f"http://{address}/join?timeout={ANSWER_SECONDS:g}s", json=self._body,
-                                       timeout=(ANSWER_SECONDS, 2 * ANSWER_SECONDS))
-            except requests.RequestException as error:
+                answer = _request("POST", f"http://{address}/join?timeout={ANSWER_SECONDS:g}s", 3 * ANSWER_SECONDS, self._body)
+            except (requests.RequestException, ValueError) as error:
                 self._problem = f"{address}: {_reason(error)}"
                 self.may_be_in = self.may_be_in or not _was_not_sent(error)
                 return "failed"
@@ -152,9 +178,8 @@ class Joiner:
         deadline = time.monotonic() + WITHDRAW_SECONDS
         for address in self._addresses:
             try:
-                found = requests.get(f"http://{address}/leader", timeout=_until_deadline(deadline)).json()["address"]
-                answer = requests.delete(f"http://{found}/members/{self._name}?timeout={ANSWER_SECONDS:g}s",
-                                         timeout=_until_deadline(deadline))
+                found = _request("GET", f"http://{address}/leader", _until_deadline(deadline)).json()["address"]
+                answer = _request("DELETE", f"http://{found}/members/{self._name}?timeout={ANSWER_SECONDS:g}s", _until_deadline(deadline))
                 if answer.ok or answer.headers.get("X-Raft-Error") == "not_found":
                     return True
             except _NO_ANSWER as error:

@@ -46,7 +46,8 @@ def check_header(path, application_id, format_number):
     if found_id != application_id:
         raise DamagedFiles(f"{path}: not a file of raftd (application_id {found_id:#x}); choose another data path")
     if user_version != format_number:
-        raise DamagedFiles(f"{path}: format {user_version} is unknown to this raftd, which knows {format_number}; upgrade")
+        todo = "upgrade" if user_version > format_number else "use the raftd that wrote it"
+        raise DamagedFiles(f"{path}: format {user_version} is unknown to this raftd, which knows {format_number}; {todo}")
 
 
 def check_wal(path):

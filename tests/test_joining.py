@@ -14,6 +14,7 @@ from cluster import holds_for, wait_until
 from raftd import cli, joining, server
 from raftd.errors import StartupError
 from raftd.joining import Joiner
+from test_node import clients
 
 CLUSTER = "c1"
 SILENT = object()  # what a Straw answers when it does not
@@ -208,6 +209,83 @@ def test_it_ends_soon_after_it_is_told_to_stop_though_nobody_answers(black_hole)
     for thread in threads:
         thread.join(max(0, began + 4.7 - time.monotonic()))
     assert [case for case in cases if case not in ended] == []
+
+
+@pytest.fixture
+def resolver_that_hangs(monkeypatch):
+    """The names of .test are asked for, and no server of names answers."""
+    hanging, resolve = threading.Event(), socket.getaddrinfo
+
+    def getaddrinfo(host, *more, **options):
+        if str(host).endswith(".test"):
+            hanging.wait(15)
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+        return resolve(host, *more, **options)
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    yield
+    hanging.set()
+
+
+def test_a_name_that_is_not_resolved_is_not_waited_for(resolver_that_hangs, straw, impatient):
+    joiner("a.test:1", "b.test:1", straw.address).join()
+    assert joining.find_cluster(["a.test:1", straw.address], threading.Event()) == (CLUSTER, straw.address)
+    assert not joiner("a.test:1").withdraw()
+    fails_to_join(joiner("a.test:1", "b.test:1"))
+
+
+@pytest.mark.parametrize("how", ["join", "announce"])
+def test_it_ends_soon_after_it_is_told_to_stop_though_no_name_is_resolved(resolver_that_hangs, how):
+    stopping = threading.Event()
+    asker = Joiner("n9", "127.0.0.1:9", ["a.test:1", "b.test:1", "c.test:1"], stopping)
+    with clients(1) as pool:
+        asked = pool.submit(asker.join) if how == "join" else pool.submit(asker.announce, CLUSTER)
+        holds_for(0.5, lambda: not asked.done(), "it tries")
+        began = time.monotonic()
+        stopping.set()
+        wait_until(asked.done, "it ends")
+        assert time.monotonic() - began < 4.7
+
+
+def test_an_answer_that_comes_byte_by_byte_is_not_waited_for(impatient, straw):
+    def say(listening, ending):
+        with listening.accept()[0] as answering:
+            for byte in b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + b" " * 1000:
+                if ending.wait(0.1):
+                    return
+                answering.sendall(bytes([byte]))
+    ending = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listening, clients(1) as pool:
+        said = pool.submit(say, listening, ending)
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        assert joining.find_cluster([address, straw.address], threading.Event()) == (CLUSTER, straw.address)
+        assert not said.done()
+        ending.set()
+
+
+def test_who_was_told_to_stop_does_not_go_on_to_the_leader(straw, nobody, monkeypatch):
+    straw.join, straw.leader_address = NOT_LEADER, f"http://{nobody}"
+    asker, asked, request = joiner(straw.address), [], joining._request
+
+    def request_and_stop(method, url, *more):
+        asked.append(url)
+        asker._stopping.set()
+        return request(method, url, *more)
+    monkeypatch.setattr(joining, "_request", request_and_stop)
+    fails_to_join(asker)
+    assert len(asked) == 1
+
+
+def test_a_leader_that_cannot_be_one_is_a_problem_in_one_line(straw, impatient):
+    straw.join, straw.leader_address = NOT_LEADER, "http://a..b:1"
+    fails_to_join(joiner(straw.address))
+
+
+def test_the_members_are_asked_directly_whatever_the_environment_says_of_proxies(straw, nobody, monkeypatch):
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, f"http://{nobody}")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    joiner(straw.address).join()
 
 
 @contextmanager

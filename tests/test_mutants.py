@@ -202,7 +202,8 @@ def test_who_is_interrupted_leaves_nothing_behind(tree, tmp_path):
     pids_of(tree).unlink(missing_ok=True)
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    code = ("import sys; from pathlib import Path; from mutants.mutant import *; from mutants.runner import Runner\n"
+    code = ("from signal import *; from mutants.mutant import *; from mutants.runner import Runner\n"
+            "signal(SIGINT, default_int_handler)  # what a shell starts in the background ignores it\n"
             f"list(Runner({str(tree)!r}, 1).run([Mutant('bug', '', '', [Edit('numbers.py', {RIGHT!r}, 'return 0')],\n"
             "                                  ['tests/test_numbers.py::test_that_never_ends'])]))")
     process = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(TOP / "tests"), "TMPDIR": str(scratch)},

@@ -961,7 +961,8 @@ def test_a_follower_far_behind_gets_a_snapshot_in_chunks():
         assert nodes.wires.carried[InstallSnapshot] > 3
         assert nodes.machines[behind.name].position.installed_index > 0
         assert leader.status()["term"] == term
-        wait_until(lambda: nodes.storages[behind.name].base.index >= nodes.machines[behind.name].position.installed_index, "the log follows the state")
+        storage, position = nodes.storages[behind.name], nodes.machines[behind.name].position
+        wait_until(lambda: storage.base.index >= position.installed_index, "the log follows the state")
 
 
 def test_a_snapshot_whose_chunks_are_lost_and_repeated_arrives():

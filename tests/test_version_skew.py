@@ -119,14 +119,15 @@ def test_an_entry_of_an_unknown_kind_in_the_log_is_refused_by_name(written):
         storage.load()
 
 
+@pytest.mark.parametrize(("number", "todo"), [(2, "upgrade"), (0, "use the raftd that wrote it")])
 @pytest.mark.parametrize("name", ["raft", "state"])
-def test_an_unknown_format_of_a_file_is_refused_by_name_and_left_alone(written, name):
+def test_an_unknown_format_of_a_file_is_refused_by_name_and_left_alone(written, name, number, todo):
     with closing(sqlite3.connect(written / f"{name}.db")) as connection:
-        connection.execute("PRAGMA user_version = 2")
+        connection.execute(f"PRAGMA user_version = {number}")
     before = (written / f"{name}.db").read_bytes()
-    with pytest.raises(StartupError, match="format 2 is unknown to this raftd, which knows 1; upgrade"):
+    with pytest.raises(StartupError, match=f"format {number} is unknown to this raftd, which knows 1; {todo}$"):
         sqlitefile.check_header(written / f"{name}.db", *((0x72616674, 1) if name == "raft" else (0x7261666B, 1)))
-    with pytest.raises(StartupError, match="format 2.*upgrade"):
+    with pytest.raises(StartupError, match=f"format {number}.*{todo}"):
         Storage.open(written) if name == "raft" else KeyValueStore(written)
     assert (written / f"{name}.db").read_bytes() == before
 

@@ -10,6 +10,7 @@ TESTS = "tests/test_node.py::"
 OLDER = "tests/test_older_copy.py::"
 MEMBER_TESTS = "tests/test_membership.py::"
 RECOVERY = "tests/test_recovery.py::"
+JOINING = "tests/test_joining.py::"
 CLUSTER = "tests/test_cluster_membership.py::"
 SIMULATION = "bin/simulate --seeds 50"
 
@@ -439,4 +440,22 @@ RUNTIME = (
         self._run("state-check", self._verify_state, state)
 """, "")],
         [RECOVERY + "test_each_start_reads_all_of_the_state"]),
+    Mutant(
+        "start-waits-for-the-resolver",
+        "Who joins asks where a name is that nobody resolves, and can be neither stopped nor answered meanwhile.",
+        "raftd: a review",
+        [Edit("joining.py", "return outcome.result(seconds)", "return outcome.result()")],
+        [JOINING + "test_it_ends_soon_after_it_is_told_to_stop_though_no_name_is_resolved"]),
+    Mutant(
+        "stopped-join-goes-on",
+        "Who is told to stop while it asks one member goes on to the leader that this one names.",
+        "raftd: a review",
+        [Edit("joining.py", "for _ in _until(self._stopping, range(3)):", "for _ in range(3):")],
+        [JOINING + "test_who_was_told_to_stop_does_not_go_on_to_the_leader"]),
+    Mutant(
+        "proxies-asked",
+        "The members are asked through the proxy that is for the rest of the world.",
+        "requests: trust_env",
+        [Edit("joining.py", "session.trust_env = False", "session.trust_env = True")],
+        [JOINING + "test_the_members_are_asked_directly_whatever_the_environment_says_of_proxies"]),
 )
