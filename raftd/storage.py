@@ -21,7 +21,7 @@ from raftd.errors import REPLACE_NODE, DamagedFiles, StartupError, StorageFailed
 from raftd.promised import Promised, Said
 from raftd.raft.configuration import NOBODY, Configuration
 from raftd.raft.core import Base
-from raftd.raft.messages import COMMAND, CONFIGURATION, NOOP, Entry, HardState
+from raftd.raft.messages import KINDS, Entry, HardState
 from raftd.sqlitefile import execute_rows, file_id, present, storage_errors
 
 log = logging.getLogger(__name__)
@@ -220,7 +220,7 @@ class Storage:
                 self._damaged(f"entry {base_index + len(entries) + 1} of the log is missing")
             if checksum != _checksum(index, term, kind, data=command):
                 self._damaged(f"entry {index} of the log does not match its checksum")
-            if kind not in (NOOP, COMMAND, CONFIGURATION):
+            if kind not in KINDS:
                 raise StartupError(f"{self.path}: entry {index} of the log is of kind {kind}, which this raftd does not know; upgrade it")
             entries.append(Entry(index, term, kind, command))
         return entries

@@ -13,9 +13,8 @@ from dataclasses import astuple
 from raftd.errors import Refusal
 from raftd.raft.configuration import Configuration
 from raftd.raft.messages import (
-    COMMAND,
     CONFIGURATION,
-    NOOP,
+    KINDS,
     AppendEntries,
     AppendEntriesReply,
     Entry,
@@ -117,7 +116,7 @@ def _decode_append_entries(payload):
         position += length
         if len(command) != length or not last_term <= entry_term <= term:
             raise WireError(f"entry {index} is cut short, or its term is out of order")
-        if kind not in (NOOP, COMMAND, CONFIGURATION):
+        if kind not in KINDS:
             raise WireError(f"entry {index} is of kind {kind}, which this raftd does not know; upgrade")
         if kind == CONFIGURATION:
             Configuration.decode(command)  # only to see that it can be read: once it is in the log it must be

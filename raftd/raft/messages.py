@@ -6,7 +6,7 @@ Indexes start at 1; 0 is "before the first". Terms start at 0, in which nobody l
 from dataclasses import dataclass
 from typing import NamedTuple
 
-NOOP, COMMAND, CONFIGURATION = 0, 1, 2
+KINDS = NOOP, COMMAND, CONFIGURATION = 0, 1, 2
 
 
 class Entry(NamedTuple):

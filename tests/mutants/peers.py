@@ -94,7 +94,7 @@ PEERS = (
         "unknown-entry-taken",
         "An entry of a kind that a later raftd has is taken into the log, and skipped.",
         "version skew",
-        [Edit(WIRE, "if kind not in (NOOP, COMMAND, CONFIGURATION):", "if kind is None:")],
+        [Edit(WIRE, "if kind not in KINDS:", "if kind is None:")],
         [WIRE_TESTS + "test_an_entry_of_a_kind_that_is_not_known_is_refused"]),
     Mutant(
         "unreadable-members-taken",
