@@ -208,6 +208,12 @@ class Channel(HTTPChannel):
                     buffer.close()
                 self.outbufs, self.current_outbuf_count, self._kept_bytes = [OverflowableBuffer(self.adj.outbuf_overflow)], 0, 0
 
+    def _flush_some(self, do_close=True):
+        """waitress takes no lock when no request is under way; but the thread of one that has just ended may still say that another
+        may go on, and both would send that."""
+        with self.outbuf_lock:
+            return super()._flush_some(do_close)
+
     def send_continue(self):
         if not self.close_when_flushed:  # else the last answer is said
             super().send_continue()

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from urllib.parse import quote
 
 import pytest
+from waitress import wasyncore
 
 from cluster import Client, Cluster, holds_for, wait_until
 from raftd import errors, lane, listener
@@ -445,6 +446,29 @@ def test_expect_100_continue_is_answered_when_the_request_before_is_done(node, p
         wire.send("bar")
         assert status_of(wire.answer()) == 200
     assert node.calls[-1][1] == Set("b", b"bar")
+
+
+def test_the_word_to_go_on_is_said_once(port, monkeypatch, caplog):
+    """The thread of the request before says it, and the thread that reads sees that there is something to be sent."""
+    said, again = [], threading.Event()
+
+    def send(channel, data, do_close=True):
+        if data.startswith(b"HTTP/1.1 100 "):
+            said.append(threading.current_thread().name)
+            if len(said) == 1:
+                channel.server.pull_trigger()
+                again.wait(0.5)
+            again.set()
+        return wasyncore.dispatcher.send(channel, data, do_close)
+    monkeypatch.setattr(listener.Channel, "send", send, raising=False)
+    with Wire(port) as wire:
+        wire.send(request("GET", "/db/a", more=NOT_PLAIN),
+                  "POST /db/b HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n")
+        assert status_of(wire.answer()) == 200
+        assert wire.line() == "HTTP/1.1 100 Continue" and wire.line() == ""
+        wire.send("bar")
+        assert status_of(wire.answer()) == 200
+    assert len(said) == 1 and not caplog.records
 
 
 def test_a_malformed_request_behind_a_plain_one_is_refused(node, port):

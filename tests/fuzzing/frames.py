@@ -375,14 +375,15 @@ class Frames:
 
     def _handle(self, attacked, sender, configuration_index, request):
         before, raft, attacked.node.waited = attacked.view(), attacked.raft, False
-        length = raft.log.last_index
+        length, has_prev = raft.log.last_index, isinstance(request, AppendEntries) and raft.log.matches(
+            request.prev_log_index, request.prev_log_term)
         try:
             reply = attacked.node.handle(sender, configuration_index, request)
         except Refusal:
             if raft.lost:
-                index, has_prev = request.confirmed_index, raft.log.term_at(request.prev_log_index) == request.prev_log_term
-                lost = index > raft.log.last_index or index == request.prev_log_index and not has_prev
-                _require(index and lost, f"{request} does not say that it has lost anything")
+                index = request.confirmed_index
+                lost = index > length or index and index == request.prev_log_index and not has_prev
+                _require(lost, f"{request} does not say that it has lost anything")
                 raise OlderCopy from None
             if not attacked.node.waited:
                 _require(attacked.view() == before, f"refused, and changed: {before} {attacked.view()}")

@@ -116,4 +116,15 @@ LISTEN = (
         "waitress and asyncore: EMFILE in accept",
         [Edit(LISTENER, "self._server.accepting, self._accept_again_at = False, now + ACCEPT_PAUSE_SECONDS", "pass")],
         [TESTS + "test_without_a_descriptor_connections_wait_and_the_log_is_not_flooded"]),
+    Mutant(
+        "two-threads-send-the-same",
+        "The thread of a request that has just ended and the thread that reads both send what there is for the client.",
+        "waitress 3.0: HTTPChannel.handle_write takes no lock when no request is under way; found by bin/fuzz live",
+        [Edit(LISTENER, """
+        with self.outbuf_lock:
+            return super()._flush_some(do_close)
+""", """
+        return super()._flush_some(do_close)
+""")],
+        ["tests/test_lane.py::test_the_word_to_go_on_is_said_once"]),
 )
