@@ -10,7 +10,6 @@ import logging
 import re
 import time
 from collections import deque
-from concurrent.futures import Future
 from http import HTTPStatus
 
 from waitress.channel import ClientDisconnected
@@ -25,24 +24,55 @@ from raftd.web.db import outcome_of
 log = logging.getLogger(__name__)
 
 # A key without an escape, and nothing in the query but the one common level: what needs a closer look is not plain.
-_PLAIN = re.compile(r"/db/([A-Za-z0-9._~-][A-Za-z0-9._~/-]*)(\?level=stale)?")
-_UNUSUAL = {"CONNECTION", "EXPECT", "IF_MATCH", "IF_NONE_MATCH", "IDEMPOTENCY_KEY", "X_RAFT_FENCE"}
+_TARGET = r"/db/([A-Za-z0-9._~-][A-Za-z0-9._~/-]*)(\?level=stale)?"
+_PLAIN = re.compile(_TARGET)
+_PLAIN_LINE = re.compile(rf"(GET|POST|PUT|DELETE) {_TARGET} HTTP/1\.1".encode())
+_UNUSUAL = {"EXPECT", "IF_MATCH", "IF_NONE_MATCH", "IDEMPOTENCY_KEY", "X_RAFT_FENCE"}
 MAX_PLAIN_BYTES = 64 * 1024  # with larger bodies the reading thread should not be busy
 MOST_SECONDS_AT_ONCE = 0.02  # of answering, before those have their turn who ask
-_READS, _WRITES = ("GET",), ("POST", "PUT", "DELETE")
+MOST_HEADS, MOST_HEAD_BYTES = 1024, 2048  # that are remembered, and in each
+_READS, _ALL = ("GET",), ("GET", "POST", "PUT", "DELETE")
 
 
-_NOTHING = Future()  # to wait for: any state will do
-_NOTHING.set_result(True)
+class Plain:
+    """A plain request that was taken as it came: *data*. What waitress's has that is looked at."""
+
+    __slots__ = ("command", "path", "data")
+    error = None
+
+    def __init__(self, command, path, data):
+        self.command, self.path, self.data = command, path, data
+
+    def close(self):
+        pass
 
 
 class Pending:
-    """A request that is under way. ``channel`` is None once it is answered."""
+    """A request that is under way, and the future of what the node says to it: only what a node does to one, and no lock.
 
-    __slots__ = ("channel", "deadline", "future", "key")
+    channel  None once it is answered
+    key      of a read; None for a write
+    """
 
-    def __init__(self, channel, key, future, deadline):
-        self.channel, self.key, self.future, self.deadline = channel, key, future, deadline
+    __slots__ = ("channel", "key", "deadline", "_lane", "_done", "_value", "error")
+
+    def __init__(self, lane, channel, key, deadline):
+        self.channel, self.key, self.deadline = channel, key, deadline
+        self._lane, self._done, self._value, self.error = lane, False, None, None
+
+    def done(self):
+        return self._done
+
+    def set_result(self, value):
+        self._done, self._value = True, value
+        self._lane.hand_over(self)
+
+    def set_exception(self, error):
+        self._done, self.error = True, error
+        self._lane.hand_over(self)
+
+    def result(self):
+        return self._value
 
 
 class Lane:
@@ -57,56 +87,89 @@ class Lane:
         self._most_bytes = min(MAX_PLAIN_BYTES, node.settings.max_value_bytes)
         self._finished, self._awake = deque(), False
         self._pending = deque()  # in the order of their deadlines, since all have the same time
+        self._lengths = {}  # the fields of a head -> the length of the body, or None if it is not plain
+
+    # In the reading thread
 
     def take(self, channel):
         """Begin with the request of *channel* if it is a plain one; False if it is not, or if the node refuses it at once."""
         request = channel.requests[0]
         match = _PLAIN.fullmatch(request.request_uri)
-        if not match or len(match[1]) > MAX_KEY_BYTES or not self._is_plain(request):
+        if not match or request.version != "1.1" or not self._is_plain(request.headers, request.body_bytes_received):
             return False
         key, level = match.groups()
-        try:
-            if request.command in _READS:
-                return self._take_read(channel, key, level)
-            if level is None and request.command in _WRITES:
-                return self._take_write(channel, key, request)
-        except RaftdError:  # nothing was proposed: Flask comes to the same end, and says so in the client's way
+        if not self._may_be(request.command, key, level):
             return False
-        return False
+        body = request.get_body_stream()
+        value = body.read()
+        body.seek(0)  # for Flask, if the node refuses
+        return self._begin(channel, request.command, key, level, value)
 
-    def _is_plain(self, request):
-        headers = request.headers
-        return request.version == "1.1" and _UNUSUAL.isdisjoint(headers) and request.body_bytes_received <= self._most_bytes \
-            and "json" not in headers.get("ACCEPT", "")
+    def take_bytes(self, channel, data):
+        """``take``, if *data* is one whole plain request, without a look at what is the same in all requests of a client.
 
-    def _take_read(self, channel, key, level):
-        self._wait_for(_NOTHING if level else self._node.submit_read(), channel, key)
+        None if it is the beginning of one.
+        """
+        head, end, body = data.partition(b"\r\n\r\n")
+        line, _, fields = head.partition(b"\r\n")
+        length = self._lengths.get(fields, -1)
+        if length == -1:
+            length = self._length_in(channel, fields)
+        match = _PLAIN_LINE.fullmatch(line) if end and length is not None and len(body) <= length else None
+        if not match:
+            return False
+        if len(body) < length:
+            return None
+        command, key, level = match[1].decode(), match[2].decode(), match[3]
+        if not self._may_be(command, key, level):
+            return False
+        channel.requests = [Plain(command, f"/db/{key}", data)]
+        if not self._begin(channel, command, key, level, body):
+            self._otherwise(channel)
         return True
 
-    def _take_write(self, channel, key, request):
-        if request.command == "DELETE":
-            command = Delete(key)
-        else:
-            body = request.get_body_stream()
-            command = Set(key, body.read())
-            body.seek(0)  # for Flask, if the node refuses
-        self._wait_for(self._node.submit(encode(command)), channel, None)
-        return True
+    def _length_in(self, channel, fields):
+        """The length of the body after a head with *fields*, of which None is for itself; None if they are not plain."""
+        request = channel.parsed(b"POST / HTTP/1.1\r\n" + fields + b"\r\n\r\n")
+        length = request.content_length
+        if request.error or request.chunked or not request.headers_finished or not self._is_plain(request.headers, length):
+            length = None
+        if len(self._lengths) >= MOST_HEADS:
+            self._lengths.clear()
+        if len(fields) <= MOST_HEAD_BYTES:
+            self._lengths[fields] = length
+        return length
 
-    def _wait_for(self, future, channel, key):
+    @staticmethod
+    def _may_be(command, key, level):
+        return command in (_READS if level else _ALL) and len(key) <= MAX_KEY_BYTES
+
+    def _is_plain(self, headers, length):
+        return length <= self._most_bytes and _UNUSUAL.isdisjoint(headers) and "json" not in headers.get("ACCEPT", "") \
+            and headers.get("CONNECTION", "keep-alive").lower() == "keep-alive"
+
+    def _begin(self, channel, command, key, level, value):
+        """False if the node refuses, and nothing was proposed: Flask comes to the same end, and says so in the client's way."""
         channel.began = time.monotonic()
-        pending = Pending(channel, key, future, channel.began + self._node.settings.write_timeout_seconds)
+        pending = Pending(self, channel, key if command in _READS else None, channel.began + self._node.settings.write_timeout_seconds)
+        try:
+            if level:
+                pending.set_result(True)
+            elif command in _READS:
+                self._node.submit_read(pending)
+            else:
+                self._node.submit(encode(Delete(key) if command == "DELETE" else Set(key, value)), pending)
+        except RaftdError:
+            return False
         self._pending.append(pending)
-        future.add_done_callback(lambda _: self._hand_over(pending))
+        return True
 
-    def _hand_over(self, pending):
-        """In any thread, perhaps while the node is locked."""
+    def hand_over(self, pending):
+        """*pending* is done. In any thread, perhaps while the node is locked."""
         self._finished.append(pending)
         if not self._awake:
             self._awake = True
             self._wake()
-
-    # In the reading thread
 
     def finish(self):
         """Answer what is done."""
@@ -139,25 +202,24 @@ class Lane:
 
     def _answer(self, channel, pending):
         try:
-            self._answer_with(channel, pending.key, pending.future)
+            self._answer_with(channel, pending)
         except Exception:  # a fault of ours must not end the thread that serves everybody
             log.exception("request failed path=%s", channel.requests[0].path if channel.requests else "")
-            channel.will_close = True
+            channel.end()
 
-    def _answer_with(self, channel, key, future):
-        error = future.exception()
-        if error is not None:
-            self._answer_error(channel, error)
-        elif key is None:
-            applied = future.result()
+    def _answer_with(self, channel, pending):
+        if pending.error is not None:
+            self._answer_error(channel, pending.error)
+        elif pending.key is None:
+            applied = pending.result()
             error, etag = outcome_of(applied)
             if error:
                 self._answer_error(channel, error, applied.index)
             else:
                 self._write(channel, 200, done_fields(applied.index, etag))
-        elif future.result() and not self._node.is_installing:
+        elif pending.result() and not self._node.is_installing:
             try:
-                self._answer_value(channel, self._node.read(Get(key), "stale"))  # the state is new enough by now
+                self._answer_value(channel, self._node.read(Get(pending.key), "stale"))  # the state is new enough by now
             except RaftdError as failure:
                 self._answer_error(channel, failure)
         else:
@@ -181,9 +243,9 @@ class Lane:
         head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
         data = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n{head}\r\n".encode("latin-1") + body
         try:
-            channel.write_soon(data)
+            channel.answer(data)
         except ClientDisconnected:
-            channel.will_close = True
+            channel.end()
         log_request(channel, channel.requests[0], status, time.monotonic() - channel.began)
         self._release(channel, last="Connection" in fields)
 
@@ -191,7 +253,8 @@ class Lane:
         """What ``HTTPChannel.service`` does after a request: the next one may begin, unless it was the *last*."""
         channel.requests[0].close()
         if last:
-            channel.close_when_flushed, channel.requests = True, []
+            channel.requests = []
+            channel.end(when_flushed=True)
             return
         if channel.current_outbuf_count > 0:  # the next answer begins a new buffer, or this one would keep what it has sent
             channel.current_outbuf_count = channel.adj.outbuf_high_watermark
@@ -204,6 +267,8 @@ class Lane:
         channel.last_activity = time.time()
         if more:
             self._next_request(channel)
+        else:
+            channel.goes_on()
 
 
 def log_request(channel, request, status, seconds):

@@ -29,7 +29,8 @@ from waitress.trigger import trigger
 from waitress.utilities import BadRequest as MalformedRequest
 
 from raftd.errors import BadRequest, Overloaded, RaftdError, StartupError, Stopping, TooLarge
-from raftd.lane import MAX_PLAIN_BYTES, Lane, log_request
+from raftd.lane import MAX_PLAIN_BYTES, Lane, Plain, log_request
+from raftd.sockets import Sockets
 from raftd.web.answers import NOT_CACHED, error_body, error_fields, error_line
 
 log = logging.getLogger(__name__)
@@ -176,29 +177,86 @@ class Channel(HTTPChannel):
     error_task_class = Refused
     parser_class = Parser
     began, waits = 0.0, False
+    _head = b""  # of a plain request whose body is still to come
     _kept_bytes = 0  # of answers, sent or not, that are still in a buffer
 
     @property
     def held_bytes(self):
         """What waits in memory for the client: to be read by it, or for the rest of what it says."""
         partial = self.request
-        return (self._kept_bytes if self.total_outbufs_len else 0) + (
+        return len(self._head) + (self._kept_bytes if self.total_outbufs_len else 0) + (
             partial.header_bytes_received + partial.body_bytes_received if partial else 0)
 
+    def handle_read(self):
+        if self.readable():
+            super().handle_read()
+        else:  # it has a request that is not answered yet
+            self._changed()
+
     def received(self, data):
+        if self.request is None and (data := self._left_by_lane(data)) is None:
+            return True
         taken = super().received(data)
         if self.request is not None:
             self.server.backlog.add(self)
+        self._changed()
         return taken
+
+    def _left_by_lane(self, data):
+        """What is to be read in the ordinary way, of *data* and what came before; None if the lane has it, or will have."""
+        if is_rest := bool(self._head):
+            data, self._head = self._head + data, b""
+        taken = self.server.lane.take_bytes(self, data)
+        if taken is None and not is_rest:  # many clients send the body by itself; who sends it in more pieces takes the ordinary way
+            self._head = data
+            self.server.backlog.add(self)
+            return None
+        return None if taken else data
+
+    def parsed(self, data):
+        """The request that *data* is, or begins, as waitress reads it."""
+        request = self.parser_class(self.adj)
+        while data and not request.completed:
+            data = data[request.received(data):]
+        return request
+
+    def service(self):
+        super().service()
+        self._changed(wake=True)
+
+    def _changed(self, wake=False):
+        """Whether this waits to read or to write may be another matter now. *wake*: it is not the reading thread that says so."""
+        self._map.changed(self)
+        if wake:
+            self.server.pull_trigger()
 
     def write_soon(self, data):
         count = super().write_soon(data)
         self._kept_bytes += count
         if self.total_outbufs_len:
             self.server.backlog.add(self)
+            self._changed(wake=True)
         elif self._kept_bytes > MAX_KEPT_BYTES:
             self._let_go()
         return count
+
+    def answer(self, data):
+        """Send *data*, the only answer that there is. In the reading thread. Raises ClientDisconnected."""
+        sent = self.send(data) if self.connected else 0
+        if sent < len(data):
+            self.write_soon(data[sent:])
+
+    def goes_on(self):
+        """It may be read from again. In the reading thread."""
+        self._map.goes_on(self)
+
+    def end(self, when_flushed=False):
+        """No other request is answered. In the reading thread."""
+        if when_flushed:
+            self.close_when_flushed = True
+        else:
+            self.will_close = True
+        self._changed()
 
     def _let_go(self):
         """waitress keeps a buffer, and the memory of what was in it, until there is another answer."""
@@ -230,8 +288,8 @@ class Channel(HTTPChannel):
             self.server.add_task(self)
 
     def drop(self):
-        """End the connection, whether the client takes what there is for it or not: waitress waits until it does. In any thread."""
-        self.will_close = True
+        """End the connection, whether the client takes what there is for it or not: waitress waits until it does."""
+        self.end()
         with suppress(OSError):
             self.socket.shutdown(socket.SHUT_RDWR)
 
@@ -332,7 +390,7 @@ class Dispatcher:
             channel.forget_requests()
             return
         if channel.total_outbufs_len:
-            channel.waits = True
+            channel.waits = True  # whoever adds it says that something has changed
             return
         request = channel.requests[0]
         path, headers = request.path, request.headers
@@ -347,6 +405,8 @@ class Dispatcher:
 
     def add_client_task(self, channel):
         request = channel.requests[0]
+        if isinstance(request, Plain):
+            request = channel.requests[0] = channel.parsed(request.data)
         if request.body_bytes_received > MAX_PLAIN_BYTES:
             queued = sum(waiting.requests[0].body_bytes_received for waiting in list(self._clients.queue) if waiting.requests)
             if queued > MAX_QUEUED_BYTES:
@@ -361,10 +421,10 @@ class Dispatcher:
             peer_socket = channel.socket.dup()
         except OSError as error:
             log.warning("a connection of a peer is not taken error=%s", error)
-            channel.will_close = True
+            channel.end()
             return
         channel.forget_requests()
-        channel.close_when_flushed = True
+        channel.end(when_flushed=True)
         self._peers.serve(peer_socket, {name.lower().replace("_", "-"): value for name, value in headers.items()})
 
     def shutdown(self, cancel_pending=True, timeout=STOP_SECONDS):
@@ -385,9 +445,10 @@ class Listener:
         self._peers, settings = peers, node.settings
         self._dispatcher = Dispatcher(peers, settings.client_threads)
         largest = settings.max_value_bytes + (1 << 20)  # of a body or an answer; neither goes to a file outside of the data path
+        self._sockets = Sockets()
         self._server = create_server(
-            app, sockets=[listening], _dispatcher=self._dispatcher, ident="raftd", clear_untrusted_proxy_headers=False,
-            connection_limit=_allowed_connections(settings.max_connections), asyncore_use_poll=True,
+            app, self._sockets, sockets=[listening], _dispatcher=self._dispatcher, ident="raftd", clear_untrusted_proxy_headers=False,
+            connection_limit=_allowed_connections(settings.max_connections),
             max_request_header_size=MAX_HEAD_BYTES, max_request_body_size=largest, inbuf_overflow=2 * largest,
             outbuf_overflow=2 * largest, outbuf_high_watermark=2 * largest)
         self._server.channel_class = Channel
@@ -395,10 +456,13 @@ class Listener:
         self._server.maintenance, self._server.accept = self._maintain, self._accept
         self._accept_again_at, self._told_at = 0.0, -math.inf
         self._server.raft_headers, self._server.max_value_bytes = node.headers, settings.max_value_bytes
-        self._dispatcher.lane = Lane(node, lambda: self._wake.pull_trigger(), self._dispatcher.add_task, self._dispatcher.add_client_task)
-        self._wake, self._stopping = Wake(self._server._map, self._finish, self._before_wait), False
+        self._dispatcher.lane = self._server.lane = Lane(
+            node, lambda: self._wake.pull_trigger(), self._dispatcher.add_task, self._dispatcher.add_client_task)
+        self._wake, self._stopping = Wake(self._sockets, self._finish, self._before_wait), False
         self._server.trigger.close()
         self._server.trigger = self._wake
+        self._server.asyncore = self._sockets  # whose loop it runs
+        self._sockets.always_asked = [self._wake, self._server]
         self._thread = threading.Thread(target=self._server.run, name="http")
 
     def start(self):
@@ -446,7 +510,7 @@ class Listener:
         """Whenever somebody has pulled."""
         self._dispatcher.lane.finish()
         if self._stopping:
-            wasyncore.close_all(self._server._map)
+            wasyncore.close_all(self._sockets)
 
 
 def _allowed_connections(wanted):

@@ -334,38 +334,38 @@ class Node:
         """
         return self._wait_for_commit(self.submit(command), timeout)
 
-    def submit(self, command):
+    def submit(self, command, future=None):
         """``propose`` without waiting: a Future of what it returns or raises, but for CommitTimeout, which is for the caller to say.
 
         Raises at once what means that nothing was proposed. Callbacks of the future run while the node is locked: they may only
-        hand the matter over to another thread.
+        hand the matter over to another thread. *future* may be anything with ``done``, ``set_result`` and ``set_exception``.
         """
         with self._lock:
             self._check_running_locked()
-            return self._propose_locked(self._raft.propose, command, len(command))
+            return self._propose_locked(self._raft.propose, command, len(command), future)
 
-    def submit_read(self):
+    def submit_read(self, future=None):
         """The beginning of a linearizable read, without waiting: a Future of the index at which the state may be asked now.
 
-        0 means: ask again. Raises NoLeader, StorageFailed, Stopping at once. As to callbacks, see ``submit``.
+        0 means: ask again. Raises NoLeader, StorageFailed, Stopping at once. As to *future* and callbacks, see ``submit``.
         """
         with self._lock:
             self._check_running_locked()
-            return self._submit_read_locked()
+            return self._submit_read_locked(future)
 
-    def _submit_read_locked(self):
+    def _submit_read_locked(self, future=None):
         if self._raft.withdrawn:  # what would have to be applied first cannot be
             raise StorageFailed(self._raft.withdrawn)
         waiting = len(self._applied_waiters) + self._raft.waiting_reads
         if waiting >= self.settings.max_waiting_writes:
             raise Overloaded(f"{waiting} reads are waiting; try again in a second")
-        future = Future()
+        future = future or Future()
         self._raft.tick(time.monotonic())
         self._raft.read_index(future)
         self._settle_locked()
         return future
 
-    def _propose_locked(self, append, command, size):
+    def _propose_locked(self, append, command, size, future=None):
         """*append* is the core's method for this kind of entry."""
         if self._draining:
             raise Stopping()
@@ -380,7 +380,7 @@ class Node:
             raise NoQuorum(f"{error}{self._lost_peers_locked()}") from None
         finally:
             self._settle_locked()
-        future = Future()
+        future = future or Future()
         if entry.index in self._proposals:  # of an earlier term, in whose place this one stands now
             self._drop_proposal_locked(entry.index, LeadershipLost())
         self._proposals[entry.index] = Proposal(entry.term, future, size)

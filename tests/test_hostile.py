@@ -481,7 +481,7 @@ def seconds_of_honest_requests(cluster, leader):
     for number in range(REQUESTS_TO_COMPARE):
         server = cluster.servers[number % 3]
         for ask in (partial(leader.put, f"honest{number}", b"x"), partial(server.get, "honest0"),
-                    partial(kept[server].call, "GET", "/db/honest0", headers={"Connection": "keep-alive"}),
+                    partial(kept[server].call, "GET", "/db/honest0", headers={"Connection": "te"}),
                     partial(kept[leader].call, "PUT", "/db/honest", b"y" * 100_000)):
             began = time.monotonic()
             answer = ask(timeout=30)
@@ -547,7 +547,7 @@ CROWDS = {  # how many connections at the leader, a fifth of that at each of the
     "300 whose bodies end too late": (300, head_of(3, "/db/short") + b"abcdef" * 1000),
     "300 chunks that do not end": (300, b"PUT /db/hostile HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nfffff\r\n" + b"x" * 100_000),
     "100 that read nothing": (100, 20 * b"GET /db/large HTTP/1.1\r\nHost: x\r\n\r\n"),
-    "100 that read nothing of Flask": (100, 20 * b"GET /db/large?level=stale HTTP/1.1\r\nHost: x\r\nConnection: keep-alive\r\n\r\n"),
+    "100 that read nothing of Flask": (100, 20 * b"GET /db/large?level=stale HTTP/1.1\r\nHost: x\r\nConnection: te\r\n\r\n"),
     "300 lies about an upgrade": (300, b"GET /raft/ HTTP/1.1\r\nUpgrade: raftd/2\r\nRaft-From: n2\r\n\r\n"),
 }
 

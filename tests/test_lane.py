@@ -7,7 +7,6 @@ import re
 import socket
 import threading
 import time
-from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -25,7 +24,7 @@ from raftd.kv import Delete, Found, Get, Outcome, Set, decode
 from raftd.web import create_app
 from test_web import Applied, StubNode
 
-NOT_PLAIN = "Connection: keep-alive\r\n"  # changes nothing of the answer, but the lane leaves such a request to Flask
+NOT_PLAIN = "Connection: te\r\n"  # changes nothing of the answer, but the lane leaves such a request to Flask
 PLAIN = ""
 
 
@@ -43,29 +42,27 @@ class LaneNode(StubNode):
     def out_of_reach(self):
         return "; out of reach: n3"
 
-    def _future(self, value):
-        future = Future()
+    def _settle(self, future, value):
         if self.failure:
             future.set_exception(self.failure)
         else:
             future.set_result(value)
-        return future
 
-    def submit(self, command):
+    def submit(self, command, future):
         command = decode(command)
         self.calls.append(("submit", command))
         if self.refusal:
             raise self.refusal
         if self.holds(command):
-            self.held.append((command, Future()))
-            return self.held[-1][1]
-        return self._future(Applied(1041, self.outcome))
+            self.held.append((command, future))
+        else:
+            self._settle(future, Applied(1041, self.outcome))
 
-    def submit_read(self):
+    def submit_read(self, future):
         self.calls.append(("submit_read",))
         if self.refusal:
             raise self.refusal
-        return self._future(self.read_result)
+        self._settle(future, self.read_result)
 
     def release(self, command, future):
         future.set_result(Applied(1041, self.outcome))
@@ -403,6 +400,62 @@ def test_a_body_that_arrives_in_pieces_is_whole(node, port):
     assert node.calls == [("submit", Set("a", b"x" * 60_000))]
 
 
+CONNECTIONS = [PLAIN, "Connection: keep-alive\r\n", "Connection: Keep-Alive\r\nAccept-Encoding: gzip, deflate\r\n"]
+
+
+@pytest.mark.parametrize("more", CONNECTIONS, ids=["curl", "requests", "others"])
+def test_a_request_that_comes_in_two_pieces_is_one(node, port, more):
+    """Cut at any byte. Python's clients send head and body apart, and say that the connection is to be kept."""
+    whole = request("POST", "/db/a", b"value\r\n\r\n", more)
+    with Wire(port) as wire:
+        wire.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for cut in range(1, len(whole)):
+            wire.send(whole[:cut])
+            if cut % 8 == 0:
+                asked(port, "GET", "/livez")  # it has been read by then
+            wire.send(whole[cut:])
+            assert status_of(wire.answer()) == 200
+    assert node.calls == (len(whole) - 1) * [("submit", Set("a", b"value\r\n\r\n"))]
+
+
+def test_what_comes_in_one_piece_is_answered_one_by_one(node, port):
+    with Wire(port) as wire:
+        wire.send(request("POST", "/db/a", b"x"), request("POST", "/db/b", b"yy"), request("GET", "/db/c?level=stale"))
+        assert [status_of(wire.answer()) for _ in range(3)] == 3 * [200]
+    assert node.calls == [("submit", Set("a", b"x")), ("submit", Set("b", b"yy")), ("read", Get("c"), "stale", 0, 5.0)]
+
+
+def test_heads_that_are_nearly_the_same_are_told_apart(node, port):
+    node.outcome = Outcome("written", 1041)
+    for _ in range(2):
+        assert status_of(asked(port, "POST", "/db/a", b"x")) == 200
+        assert status_of(asked(port, "POST", "/db/a", b"xyz")) == 200
+        assert status_of(asked(port, "POST", "/db/a", b"x", 'If-Match: "1"\r\n')) == 200
+    plain, conditional = [("submit", Set("a", b"x")), ("submit", Set("a", b"xyz"))], node.calls[2]
+    assert conditional[0] == "propose" and node.calls == 2 * [*plain, conditional]
+
+
+def test_more_heads_than_are_remembered(node, port, monkeypatch):
+    monkeypatch.setattr(lane, "MOST_HEADS", 3)
+    for number in range(20):
+        assert status_of(asked(port, "POST", "/db/a", b"x", f"X-Number: {number}\r\n")) == 200
+        assert status_of(asked(port, "POST", "/db/a", b"x", f"X-Long: {number}{'x' * 3000}\r\n")) == 200
+    assert node.calls == 40 * [("submit", Set("a", b"x"))]
+
+
+def test_who_speaks_before_the_answer_is_heard_after_it(node, port):
+    node.holds = lambda command: True
+    with Wire(port) as wire:
+        wire.send(request("POST", "/db/a", b"x"))
+        wait_until(lambda: node.held, "the write waits")
+        wire.send(request("GET", "/db/b?level=stale"))
+        for _ in range(3):
+            asked(port, "GET", "/livez")  # the reading thread has seen that there is more, and lets it wait
+        assert len(node.calls) == 1
+        node.release(*node.held[0])
+        assert [status_of(wire.answer()), status_of(wire.answer())] == [200, 200]
+
+
 def test_pipelined_requests_are_answered_in_order(node, port):
     """Though the first of them ends last: lane, Flask, lane, ..., each answer names its request."""
     node.read = lambda query, *_, **__: Found(query.key.encode(), 41, 1040)
@@ -544,7 +597,7 @@ def test_a_write_is_answered_once_in_time_though_it_is_committed_later(node, por
 
 
 def test_a_read_that_nobody_confirms_ends_in_time(node, port):
-    node.settings, node._future = replace(node.settings, write_timeout_seconds=0.4), lambda value: Future()
+    node.settings, node._settle = replace(node.settings, write_timeout_seconds=0.4), lambda future, value: None
     answer = asked(port, "GET", "/db/a")
     assert (status_of(answer), header(answer, "X-Raft-Error"), header(answer, "X-Raft-Retry")) == (503, "no_quorum", "safe")
 
@@ -600,7 +653,7 @@ def test_who_asks_has_a_turn_however_much_there_is_to_answer(node, monkeypatch):
     one = lane.Lane(node, lambda: woken.append(len(answered)), None, None)
     one._answer = answer
     for number in range(10):
-        one._hand_over(lane.Pending(number, None, None, 0.0))
+        one.hand_over(lane.Pending(one, number, None, 0.0))
     for _ in range(3):
         one.finish()
     assert (answered, woken) == (list(range(10)), [0, 4, 8]), "four at a time, and it is woken again for the rest, and only then"

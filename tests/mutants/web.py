@@ -16,15 +16,19 @@ WEB = (
         "lane-reads-stale",
         "A plain read is answered with what is here, without asking the leader.",
         "etcd 0.4.1 and Consul (Jepsen 2014)",
-        [Edit(LANE,
-              "self._wait_for(_NOTHING if level else self._node.submit_read(), channel, key)",
-              "self._wait_for(_NOTHING, channel, key)")],
+        [Edit(LANE, """
+            if level:
+                pending.set_result(True)
+""", """
+            if level or command in _READS:
+                pending.set_result(True)
+""")],
         [LANE_TESTS + "test_a_read_is_answered_as_flask_answers_it"], quick=True),
     Mutant(
         "lane-answers-a-failed-read",
         "A read whose leader was deposed is answered with what is here.",
         "thesis 6.4",
-        [Edit(LANE, "elif future.result() and not self._node.is_installing:", "elif not self._node.is_installing:")],
+        [Edit(LANE, "elif pending.result() and not self._node.is_installing:", "elif not self._node.is_installing:")],
         [LANE_TESTS + "test_a_read_without_a_leader_goes_to_flask_which_waits_for_one"]),
     Mutant(
         "lane-ignores-conditions",
@@ -43,8 +47,35 @@ WEB = (
         "lane-writes-at-any-level",
         "A plain write with level=stale in its query is taken, and answered as if that meant something.",
         "the contract: what is not understood is refused",
-        [Edit(LANE, "if level is None and request.command in _WRITES:", "if request.command in _WRITES:")],
+        [Edit(LANE, "return command in (_READS if level else _ALL) and", "return command in _ALL and")],
         [LANE_TESTS + "test_a_write_has_no_level"]),
+    Mutant(
+        "lane-takes-what-has-not-come",
+        "A head without its end is taken for a whole request: the rest of it is the next one.",
+        "request smuggling (CWE-444)",
+        [Edit(LANE, "if end and length is not None and", "if length is not None and")],
+        [LANE_TESTS + "test_a_request_that_comes_in_two_pieces_is_one"]),
+    Mutant(
+        "lane-forgets-the-second-request",
+        "What comes behind a plain request in one packet is taken for its body, or dropped.",
+        "pipelining (RFC 9112, section 9.3.2)",
+        [Edit(LANE, "and len(body) <= length else None", "else None")],
+        [LANE_TESTS + "test_what_comes_in_one_piece_is_answered_one_by_one"]),
+    Mutant(
+        "lane-believes-any-head",
+        "A head is taken for plain because another with the same beginning was.",
+        "a cache with too small a key",
+        [Edit(LANE, "length = self._lengths.get(fields, -1)", "length = self._lengths.get(fields := fields[:20], -1)")],
+        [LANE_TESTS + "test_heads_that_are_nearly_the_same_are_told_apart"]),
+    Mutant(
+        "lane-stops-reading",
+        "A connection whose client says something before it has its answer is never read from again.",
+        "a lost wake-up",
+        [Edit(LANE, """
+        else:
+            channel.goes_on()
+""", "")],
+        [LANE_TESTS + "test_who_speaks_before_the_answer_is_heard_after_it"]),
     Mutant(
         "lane-answers-without-end",
         "The thread that reads requests answers all that is done before it looks at a new one: health checks wait.",

@@ -1,0 +1,79 @@
+"""What waitress waits for, by epoll: a wait costs as much as has happened, not as much as there are connections.
+
+waitress asks every connection before every wait what it waits for. Here a connection is asked again when something has happened
+to it: in the thread that waits, or in another one, which says so (``changed``).
+"""
+
+import select
+from collections import deque
+
+from waitress import wasyncore
+
+_READ, _WRITE = select.EPOLLIN, select.EPOLLOUT  # of the values that poll has, too
+
+
+class Sockets(dict):
+    """The descriptors of a server and who serves each: waitress's map. ``loop`` waits for them, in one thread."""
+
+    def __init__(self):
+        super().__init__()
+        self._epoll = select.epoll()
+        self._waits_for = {}  # descriptor -> events; one for which nothing is awaited is not there, like one that epoll has not
+        self._changed = deque()
+        self.always_asked = []  # those that do something whenever they are asked
+
+    def __setitem__(self, descriptor, dispatcher):
+        super().__setitem__(descriptor, dispatcher)
+        self.changed(dispatcher)
+
+    def __delitem__(self, descriptor):
+        super().__delitem__(descriptor)
+        if self._waits_for.pop(descriptor, None):
+            self._epoll.unregister(descriptor)
+
+    def changed(self, dispatcher):
+        """What *dispatcher* waits for may be something else now. In any thread; another than that of the loop must wake it then.
+
+        Who was only read from says so itself, if it does.
+        """
+        self._changed.append(dispatcher)
+
+    def goes_on(self, dispatcher):
+        """``changed``, for one that may be read from again; costs nothing if it always could. In the thread of the loop."""
+        if dispatcher._fileno not in self._waits_for:
+            self._changed.append(dispatcher)
+
+    def loop(self, timeout, **_):
+        """Serve, until nobody is left. Waits at most *timeout* seconds at a time."""
+        try:
+            while self:
+                self._serve(timeout)
+        finally:
+            self._epoll.close()
+
+    def _serve(self, timeout):
+        for dispatcher in self.always_asked:
+            self._ask(dispatcher)
+        while self._changed:
+            self._ask(self._changed.popleft())
+        for descriptor, events in self._epoll.poll(timeout):
+            dispatcher = self.get(descriptor)
+            if dispatcher is not None:  # else it was closed meanwhile
+                wasyncore.readwrite(dispatcher, events)
+                if events != _READ:
+                    self.changed(dispatcher)
+
+    def _ask(self, dispatcher):
+        descriptor = dispatcher._fileno
+        if self.get(descriptor) is not dispatcher:  # closed meanwhile
+            return
+        events = (_READ if dispatcher.readable() else 0) | (_WRITE if dispatcher.writable() and not dispatcher.accepting else 0)
+        before = self._waits_for.pop(descriptor, 0)
+        if events:
+            self._waits_for[descriptor] = events
+        if events and not before:
+            self._epoll.register(descriptor, events)
+        elif events and events != before:
+            self._epoll.modify(descriptor, events)
+        elif before and not events:
+            self._epoll.unregister(descriptor)
