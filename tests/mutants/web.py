@@ -65,7 +65,8 @@ WEB = (
         "lane-believes-any-head",
         "A head is taken for plain because another with the same beginning was.",
         "a cache with too small a key",
-        [Edit(LANE, "length = self._lengths.get(fields, -1)", "length = self._lengths.get(fields := fields[:20], -1)")],
+        [Edit(LANE, "length = self._lengths.get(fields, -1)", "length = self._lengths.get(fields[:20], -1)"),
+         Edit(LANE, "self._lengths[fields] = length", "self._lengths[fields[:20]] = length")],
         [LANE_TESTS + "test_heads_that_are_nearly_the_same_are_told_apart"]),
     Mutant(
         "lane-stops-reading",
