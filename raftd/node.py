@@ -135,6 +135,8 @@ class Node:
         self._applied_waiters = []  # (index, future)
         self._links, self._lost_peers = {}, {}
         self._writer_idle = self._applier_idle = True
+        self._saving_here = False  # the log is being written by a thread that has an answer to give, not by the log-writer
+        self._save_failure, self._save_seconds = None, 0.0  # of such a thread; how long the last write took
         self._applying_since = None  # when the applier began with what it is at; not of an installation, which takes its time
         self._disk_has_stalled = False  # the log says that the write under way takes too long
         self._install = None  # (incoming, answer) for the applier
@@ -686,9 +688,13 @@ class Node:
                 raise Refusal(f"{self.name}: {self._silent}")
             future = answer.context = Future() if answer.reply is None else None
             wants_chunk = isinstance(request, InstallSnapshot) and answer.make_reply is None
-            self._settle_locked()
+            unsaved = self._take_to_save_here_locked(answer)
+            if unsaved is None:
+                self._settle_locked()
         if wants_chunk:
             self._store_chunk(answer)
+        if unsaved is not None:
+            self._save_here(unsaved)
         return answer.reply if future is None else self._wait_for_reply(answer, future)
 
     def _lost_locked(self):
@@ -974,39 +980,79 @@ class Node:
     def _writer_loop(self):
         """Make unsaved state durable, a batch at a time; while one batch syncs the next gathers."""
         while (unsaved := self._wait_for_unsaved()) is not None:
-            started = time.monotonic()
             try:
-                self._storage.save(unsaved)
+                if (failure := self._save_failure) is not None:
+                    self._save_failure = None
+                    raise failure
+                self._save(unsaved)
             except StorageFailed as error:
                 if not self._recover(error):
                     break
-                continue
-            with self._lock:
-                if self._raft.lost:
-                    break
-                now = time.monotonic()
-                self._raft.tick(now)
-                self._raft.saved(unsaved)
-                has_stalled, self._disk_has_stalled = self._disk_has_stalled, False
-                self._settle_locked()
-            if has_stalled:
-                log.info("the disk answers again seconds=%.3f entries=%s", now - started, len(unsaved.entries))
-            elif now - started > self.settings.election_timeout_seconds / 2:
-                log.warning("slow disk seconds=%.3f entries=%s", now - started, len(unsaved.entries))
         if self._raft.lost:
             self._end_as_older_copy()
 
-    def _wait_for_unsaved(self):
-        """What is to be written next; None when nothing is any more."""
+    def _save(self, unsaved):
+        """Make *unsaved* durable, and tell the core. Raises StorageFailed."""
+        started = time.monotonic()
+        self._storage.save(unsaved)
         with self._lock:
-            while not self._raft.has_unsaved and not self._raft.lost:
-                if self._stopping.is_set():
+            now = time.monotonic()
+            self._save_seconds = now - started
+            if self._saving_here:
+                self._saved_here_locked()
+            if self._raft.lost:
+                return
+            self._raft.tick(now)
+            self._raft.saved(unsaved)
+            has_stalled, self._disk_has_stalled = self._disk_has_stalled, False
+            self._settle_locked()
+        if has_stalled:
+            log.info("the disk answers again seconds=%.3f entries=%s", now - started, len(unsaved.entries))
+        elif now - started > self.settings.election_timeout_seconds / 2:
+            log.warning("slow disk seconds=%.3f entries=%s", now - started, len(unsaved.entries))
+
+    def _wait_for_unsaved(self):
+        """What is to be written next, or has been written in vain by another thread; None when nothing is any more."""
+        with self._lock:
+            while self._saving_here or not (self._raft.has_unsaved or self._raft.lost or self._save_failure):
+                if self._stopping.is_set() and not self._saving_here:
                     return None
-                self._writer_idle = True
+                self._writer_idle = not self._saving_here
                 self._writer_wake.wait()
             self._writer_idle = False
+            if self._raft.lost:
+                return None
+            if self._save_failure:
+                return ()
             self._raft.tick(time.monotonic())
-            return None if self._raft.lost else self._raft.take_unsaved()
+            return self._raft.take_unsaved()
+
+    def _take_to_save_here_locked(self, answer):
+        """What the thread that has *answer* to give should write itself, or None if that is for the log-writer.
+
+        The leader sends nothing more before it has the answer, so nobody waits for this thread but the leader, and a hand-over to
+        the log-writer and back is saved. Not on a slow disk: there an answer is due before the disk has done all (``_wait_for_reply``).
+        """
+        raft = self._raft
+        if not (answer.needs_index and answer.reply is None and self._writer_idle and raft.has_unsaved) or self._save_failure \
+                or self._stopping.is_set() or self._save_seconds > self.settings.rpc_timeout_seconds / 8 \
+                or self._seen != (raft.role, raft.term, raft.configuration):  # a change of role is told at once
+            return None
+        self._writer_idle, self._saving_here = False, True
+        return raft.take_unsaved()
+
+    def _save_here(self, unsaved):
+        try:
+            self._save(unsaved)
+        except Exception as error:  # the log-writer knows what is to be done
+            with self._lock:
+                self._save_failure = error
+                self._saved_here_locked()
+
+    def _saved_here_locked(self):
+        self._saving_here, self._writer_idle = False, True
+        if self._save_failure or self._raft.lost or self._stopping.is_set():
+            self._writer_wake.notify()
 
     def _end_as_older_copy(self):
         try:
