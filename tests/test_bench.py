@@ -169,8 +169,10 @@ def test_where_nobody_listens_one_line_says_so(capsys):
 
 
 @contextmanager
-def server(answer):
-    """The address of a server that leads, and that answers each request of the load with ``answer(number, request)``; None: hang up."""
+def server(answer, leader="n1"):
+    """The address of a server that says *leader* leads, by default itself. It answers each request of the load with
+    ``answer(number, request)``, None: hang up; and closes the connection after an answer that says so.
+    """
     listener = socket.create_server(("127.0.0.1", 0))
     address = f"127.0.0.1:{listener.getsockname()[1]}"
     numbers = iter(range(10 ** 9))
@@ -185,9 +187,11 @@ def server(answer):
                 if data is None:
                     return
                 connection.sendall(data)
+                if b"Connection: close" in data:
+                    return
 
     def known(line):
-        said = {b"/leader": {"name": "n1", "address": address}, b"/members": {"members": [{"name": "n1", "address": address}]}}
+        said = {b"/leader": {"name": leader, "address": address}, b"/members": {"members": [{"name": "n1", "address": address}]}}
         path = line.split()[1]
         return with_body(json.dumps(said[path]).encode()) if path in said else None
 
@@ -242,8 +246,14 @@ def test_requests_are_as_asked():
 
 def test_large_values_are_sent_and_received_in_pieces():
     with server(lambda _, request: with_body(b"y" * 3_000_000) if request.startswith(b"GET") else OK) as address:
-        seen = run(address, clients=2, count=10, value_bytes=3_000_000, read_share=0.5)
+        seen = run(address, clients=2, count=10, value_bytes=20_000_000, read_share=0.5, timeout_seconds=PATIENCE_SECONDS)
     assert seen.succeeded == 10 and not seen.failures
+
+
+def test_who_names_another_leader_is_not_taken_for_it():
+    with server(lambda *_: OK, leader="n2") as address:
+        seen = run(address, clients=2, seconds=0.3)
+    assert (seen.succeeded, seen.failures) == (0, {})
 
 
 def test_a_connection_that_the_server_closes_after_an_answer_is_no_failure():
