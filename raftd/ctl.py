@@ -170,6 +170,8 @@ def load_of(options):
 def run_bench(options):
     load = load_of(options)
     addresses = bench.members(options.endpoints)
+    if options.plot:
+        options.plot.touch()  # better now than after the run, if it cannot be written
     if load.read_share and not options.no_fill:
         filled = _run(bench.fill(load, addresses), "fill")
         if filled.interrupted:

@@ -53,12 +53,12 @@ class _Scale:
     """Seconds to places in the picture; its latencies end at powers of ten."""
 
     def __init__(self, seconds, lowest, highest):
-        self._seconds = seconds
+        self.seconds = seconds
         self.low = math.floor(math.log10(max(min(lowest), 1e-6)))
         self.high = max(math.ceil(math.log10(max(max(highest), 1e-6))), self.low + 1)
 
     def x(self, when):
-        return LEFT + (WIDTH - LEFT - RIGHT) * min(max(when / self._seconds, 0.0), 1.0)
+        return LEFT + (WIDTH - LEFT - RIGHT) * min(max(when / self.seconds, 0.0), 1.0)
 
     def y(self, latency):
         share = (math.log10(max(latency, 1e-6)) - self.low) / (self.high - self.low)
@@ -108,7 +108,7 @@ def _legend(column, name, colour):
 
 def _failures(scale, failed_at, step):
     """A mark for each interval with failures, and how many they are when one points at it."""
-    starts = [number * step for number in range(math.ceil(scale._seconds / step) + 1)]
+    starts = [number * step for number in range(math.ceil(scale.seconds / step) + 1)]
     counts = {}
     for when in failed_at:
         start = starts[max(bisect_right(starts, when) - 1, 0)]

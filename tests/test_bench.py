@@ -30,7 +30,7 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX-Raft-Node: n1\r\n\r\n"
 @pytest.mark.parametrize("size", [1, 2, 9, 10, 99, 100, 101, 999, 1000, 1001])
 @pytest.mark.parametrize("percent", [50, 90, 99, 99.9, 100])
 def test_a_percentile_is_the_smallest_that_so_many_do_not_exceed(size, percent):
-    ordered = sorted(random.Random(size).random() for _ in range(size))
+    ordered = sorted(random.Random(size).sample(range(10 * size), size))
     enough = [seen for seen in ordered if sum(other <= seen for other in ordered) * 1000 >= round(percent * 10) * size]
     assert bench.percentile(ordered, percent) == enough[0]
 
@@ -294,6 +294,14 @@ def test_a_cluster_where_nothing_succeeds_is_one_line(capsys):
     with server(lambda *_: with_body(b"", b"413 Too Large", b"X-Raft-Error: too_large\r\n")) as address:
         assert ctl.main(["bench", "--endpoints", address, "--clients", "2", "--count", "4"]) == 2
     assert capsys.readouterr() == ("", "raftctl: no request succeeded: too_large 4\n")
+
+
+def test_a_plot_that_cannot_be_written_is_told_before_the_load(tmp_path, capsys):
+    begun = threading.Event()
+    with server(lambda *_: begun.set() or OK) as address:
+        assert ctl.main(["bench", "--endpoints", address, "--plot", str(tmp_path / "none/plot.svg")]) == 2
+    output, errors = capsys.readouterr()
+    assert (output, errors.startswith("raftctl: "), errors.count("\n")) == ("", True, 1) and not begun.is_set()
 
 
 def test_ctrl_c_ends_early_with_the_figures_so_far():
