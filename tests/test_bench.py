@@ -334,7 +334,7 @@ def test_a_terminal_is_shown_how_far_it_is():
 
 @pytest.mark.cluster
 def test_as_many_entries_are_in_the_log_as_writes_were_answered(tmp_path, capsys):
-    with Cluster(tmp_path) as cluster:
+    with Cluster(tmp_path, flags=("-election-timeout", "3s")) as cluster:  # an election would add an entry
         follower = cluster.followers()[0]
         before = cluster.leader().status()["last_log_index"]
         words = ["bench", "--endpoints", follower.address, "--clients", "16", "--keys", "50", "--json"]
