@@ -1353,7 +1353,11 @@ def test_stop_answers_what_waits_and_joins_every_thread():
 # A leader that dies
 
 
-SLOW_ELECTIONS = replace(FAST, election_timeout_seconds=20)
+SLOW_ELECTIONS = replace(FAST, heartbeat_seconds=60, election_timeout_seconds=120)  # nothing here waits for either
+
+
+def leader_of(node):
+    return (node.leader() or {}).get("name")
 
 
 def kill(nodes, leader):
@@ -1367,12 +1371,12 @@ def test_followers_of_a_dead_leader_elect_another_long_before_an_election_timeou
     with group(settings=SLOW_ELECTIONS) as nodes:
         leader = nodes.leader()
         first, second = nodes.followers(leader)
-        wait_until(lambda: first.leader() and second.leader(), "they know the leader")
+        wait_until(lambda: leader_of(first) == leader_of(second) == leader.name, "they know the leader")
         kill(nodes, leader)
         first.connection_lost(leader.name)
         before = nodes.wires.carried[RequestVote]
-        wait_until(lambda: nodes.wires.carried[RequestVote] > before + 2, "the other refuses, again and again")
-        assert second.leader()["name"] == leader.name
+        wait_until(lambda: nodes.wires.carried[RequestVote] > before + 2, "the other refuses, again and again", 10)
+        assert leader_of(second) == leader.name
         second.connection_lost(leader.name)
         new = nodes.leader(among=[first, second])
         assert new.propose(b"a", 5).index and new.status()["term"] > 1
@@ -1387,7 +1391,7 @@ def test_a_leader_that_still_listens_is_not_dead():
         for follower in nodes.followers(leader):
             wait_until(follower.leader, "it knows the leader")
             follower.connection_lost(leader.name)
-            assert follower.leader()["name"] == leader.name and follower.status()["term"] == term
+            assert leader_of(follower) == leader.name and follower.status()["term"] == term
         assert nodes.wires.asked == [leader.address] * 2
 
 
@@ -1401,7 +1405,7 @@ def test_others_than_the_leader_are_not_even_asked_for():
         for node in (leader, follower):
             for name in (node.name, other.name, "n9"):
                 node.connection_lost(name)
-        assert nodes.wires.asked == [] and leader.status()["role"] == "leader" and follower.leader()["name"] == leader.name
+        assert nodes.wires.asked == [] and leader.status()["role"] == "leader" and leader_of(follower) == leader.name
 
 
 def test_a_leader_that_was_followed_by_another_while_it_was_asked_for():
@@ -1409,16 +1413,16 @@ def test_a_leader_that_was_followed_by_another_while_it_was_asked_for():
     with group(settings=SLOW_ELECTIONS) as nodes:
         leader = nodes.leader()
         follower, other = nodes.followers(leader)
-        wait_until(lambda: follower.leader() and other.leader(), "they know the leader")
+        wait_until(lambda: leader_of(follower) == leader_of(other) == leader.name, "they know the leader")
 
         def refuses_after_two_elections(address):
             for node, successor in ((leader, other), (other, leader)):
                 node.transfer_leadership(successor.name)
-                wait_until(lambda name=successor.name: (follower.leader() or {}).get("name") == name, "the follower hears its successor")
+                wait_until(lambda name=successor.name: leader_of(follower) == name, "the follower hears its successor")
             return True
         follower._transport.refuses = refuses_after_two_elections
         follower.connection_lost(leader.name)
-        assert follower.leader()["name"] == leader.name
+        assert leader_of(follower) == leader.name
 
 
 def test_drain_refuses_new_writes_and_waits_for_old_ones():
