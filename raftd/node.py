@@ -10,7 +10,7 @@ A node knows neither SQLite nor HTTP, nor what a command means. It is handed
 
 storage        ``load()``, ``save(unsaved)``, ``reopen()``, ``lost(index, term)``, ``close()``: see ``raftd.storage.Storage``
 transport      ``connection(link)``, whose ``call(member, request, configuration_index)``, ``interrupt()`` and ``close()`` reach a
-               peer, and ``identify(address)``: see ``raftd.transport.Transport``
+               peer, ``identify(address)`` and ``refuses(address)``: see ``raftd.transport.Transport``
 state machine  ``position``, ``apply``, ``read``, ``checkpoint``, ``snapshot``, ``receive``, ``install``, ``close``: see
                ``raftd.kv.KeyValueStore``
 """
@@ -126,7 +126,7 @@ class Node:
         self._storage, self._transport, self._state_machine = storage, transport, state_machine
         self._on_failure, self._random = on_failure or (lambda error: None), random
         self._lock = threading.Lock()
-        self._timer_wake = threading.Condition(self._lock)
+        self._timer_wake, self._timer_due = threading.Condition(self._lock), math.inf  # until when the timer sleeps
         self._writer_wake = threading.Condition(self._lock)
         self._applier_wake = threading.Condition(self._lock)
         self._changed = threading.Condition(self._lock)  # role, leader, configuration, commit of a configuration, applier idle
@@ -248,6 +248,8 @@ class Node:
             self._applier_wake.notify()
         if self._seen[0] is not raft.role or self._seen[1] != raft.term or self._seen[2] is not raft.configuration:
             self._role_changed_locked()
+        if raft.next_tick < self._timer_due:
+            self._timer_wake.notify()
         for links in self._links.values():
             for link in links:
                 if link.idle and (self._has_work_locked(link) or self._due_locked(link) < link.due):
@@ -775,6 +777,21 @@ class Node:
                 self._applier_wake.notify()
             self._settle_locked()
 
+    def connection_lost(self, sender):
+        """A connection that *sender* had opened to this node has ended: if it leads, and nobody listens there any more, it is dead.
+
+        May take as long as an RPC. It has then been asked once; whatever else it says, an election timeout decides.
+        """
+        with self._lock:
+            raft, leader = self._raft, self._raft.configuration.members.get(sender)
+            term, follows = raft.term, leader is not None and raft.leader_id == sender and not raft.is_leader
+        if follows and self._transport.refuses(leader.address):
+            with self._lock:
+                self._tick_locked()
+                if not self._silent:
+                    self._raft.leader_is_gone(sender, term)
+                self._settle_locked()
+
     def _timer_loop(self):
         """Elections, CheckQuorum, orphaned proposals; and the links of new peers, since threads are not started under the lock."""
         while not self._stopping.is_set():
@@ -787,7 +804,8 @@ class Node:
                 self._settle_locked()
                 new_links = self._new_links_locked()
                 if not new_links and not self._stopping.is_set():
-                    self._timer_wake.wait(self._next_due_locked(now) - now)
+                    self._timer_due = self._next_due_locked(now)
+                    self._timer_wake.wait(self._timer_due - now)
             for link in new_links:
                 self._run(f"to-{link.peer}-{link.name}", self._link_loop, link)
 

@@ -243,7 +243,7 @@ class Server:
         self._node = Node(identity.name, self._address, storage, Transport(options.settings, self._hello), state, options.settings,
                           self._fail)
         self._closers.append(self._node.stop)
-        self._peers = PeerServer(self._admit, self._node.handle)
+        self._peers = PeerServer(self._admit, self._node.handle, self._node.connection_lost)
         if not self._data.is_new:
             log.info("Recovered from log")
         log.info("this node name=%s cluster=%s term=%s last_index=%s", identity.name, identity.cluster, saved.hard_state.term,

@@ -160,16 +160,27 @@ class Transport:
         except (wire.WireError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise PeerUnreachable(f"no raftd answers at {address}: something else does, or it is no address") from error
 
+    def refuses(self, address):
+        """True if the host says that nobody listens at ``HOST:PORT``. Any other answer, and none in time, says nothing."""
+        deadline = time.monotonic() + self._settings.rpc_timeout_seconds
+        try:
+            host, port = split_address(address)
+            return any([_refuses(*found, deadline) for found in Lookup(host, port).result(deadline)])
+        except (OSError, ValueError) as error:
+            log.debug("a connection is not refused address=%s error=%s", address, error)
+            return False
+
 
 class PeerServer:
     """The answering ends: a thread for each connection that a peer has opened.
 
     ``admit(fields)`` gives the sender's name for the HTTP fields of its request, or raises Refusal;
-    ``handle(sender, configuration_index, request)`` gives the reply, or raises Refusal.
+    ``handle(sender, configuration_index, request)`` gives the reply, or raises Refusal;
+    ``on_lost(sender)`` is told, in the thread of a connection, that it has ended, and neither by ``stop`` nor for a newer one.
     """
 
-    def __init__(self, admit, handle):
-        self._admit, self._handle = admit, handle
+    def __init__(self, admit, handle, on_lost=lambda sender: None):
+        self._admit, self._handle, self._on_lost = admit, handle, on_lost
         self._lock = threading.Lock()
         self._open = {}  # (sender, lane) -> socket; a sender that connects again has given its old connection up
         self._threads = set()
@@ -197,7 +208,22 @@ class PeerServer:
             _shut_down(old)
 
     def _serve(self, key, peer_socket):
-        sender = key[0]
+        try:
+            self._answer(key[0], peer_socket)
+            if self._was_lost(key, peer_socket):
+                self._on_lost(key[0])
+        finally:
+            with self._lock:
+                self._threads.discard(threading.current_thread())
+
+    def _was_lost(self, key, peer_socket):
+        with self._lock:
+            if self._open.get(key) is not peer_socket:  # another has taken its place
+                return False
+            del self._open[key]
+            return not self._stopping
+
+    def _answer(self, sender, peer_socket):
         try:
             peer_socket.settimeout(None)
             peer_socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -222,10 +248,6 @@ class PeerServer:
             log.exception("a request of a peer failed, connection closed peer=%s", sender)
         finally:
             peer_socket.close()
-            with self._lock:
-                self._threads.discard(threading.current_thread())
-                if self._open.get(key) is peer_socket:
-                    del self._open[key]
 
     def stop(self):
         """End every connection, and wait for the threads."""
@@ -281,6 +303,31 @@ def _connected(addresses, deadline):
             candidate.close()
             failure = error
     raise failure
+
+
+def _refuses(family, kind, protocol, _, address, deadline):
+    """True if a connection is refused, False if there is no way to *address*. Raises OSError if somebody listens, or nobody answers.
+
+    A process that dies may close its connections before the port, which then still seems to listen: the connection is reset, and the
+    next one is refused. While a process lives, a connection on which nothing is said stays open.
+    """
+    for _ in range(2):
+        with socket.socket(family, kind, protocol) as probe:
+            probe.settimeout(_remaining(deadline))
+            try:
+                probe.connect(address)
+                if probe.recv(1):
+                    break
+            except ConnectionRefusedError:
+                return True
+            except ConnectionResetError:
+                continue
+            except TimeoutError:
+                raise
+            except OSError as error:  # as with IPv6 on many hosts
+                log.debug("there is no way to an address address=%s error=%s", address, error)
+                return False
+    raise OSError("somebody listens")
 
 
 def _read_answer(peer_socket, deadline, to_the_end=False):

@@ -1,6 +1,7 @@
 """Figures, not tests: what raftd does on this machine. ``python tests/measure.py WHAT [...]``, or ``all``; each takes minutes.
 
     failover   kill -9 of the leader of three under 8 writers, 20 times: the gap until the next accepted write; nothing may be lost
+    restart    SIGTERM of the leader of three under 8 writers, and its start, 12 times: the longest gap between two accepted writes
     bounded    200,000 writes over 1,000 keys: the size of the files, and the time from a restart to the first answer
     memory     1,000,000 keys of 100 bytes on one node: its memory, and the time from a restart to the first answer
     join       a node joins a cluster with 300 MB of state under load: how long, and the slowest write meanwhile
@@ -21,10 +22,11 @@ import sys
 import tempfile
 import threading
 import time
+from itertools import count as count_up, pairwise
 from pathlib import Path
 from statistics import median
 
-from cluster import Cluster, Writers, the_fault_lasts, wait_until
+from cluster import Client, Cluster, Writers, the_fault_lasts, wait_until
 from compare import RANDOM_KEYS, wrk
 
 NEW_KEYS = """
@@ -49,17 +51,30 @@ def first_answer(server):
     return time.monotonic() - started
 
 
+def first_accepted(servers):
+    """The moment at which one of *servers* had accepted a write: each is asked in turn, with no pause that anybody would notice."""
+    clients = [Client(server.address) for server in servers]
+    for attempt in count_up():
+        if clients[attempt % len(clients)].call("POST", "/db/probe", b"x", timeout=2).status == 200:
+            break
+        the_fault_lasts.wait(0.001)
+    for client in clients:
+        client.close()
+    return time.monotonic()
+
+
 def failover(directory):
     gaps, acknowledged = [], 0
     with Cluster(directory) as cluster:
         for _ in range(20):
             leader = cluster.leader()
+            followers = cluster.followers(leader)
             with Writers(cluster.servers, count=8) as writers:
-                wait_until(lambda writers=writers: len(writers.acknowledged) > 200, "the load runs")
+                writers.wait_for_more(200)
                 killed = time.monotonic()
                 leader.kill()
-                wait_until(lambda writers=writers, killed=killed: any(w.sent > killed for w in writers.acknowledged[-50:]), "writes go on")
-                gaps.append(min(w.answered for w in writers.acknowledged if w.sent > killed) - killed)
+                gaps.append(first_accepted(followers) - killed)
+                writers.wait_for_more(50)
             cluster.restart(leader)
             cluster.wait_converged()
             lost = [w for w in writers.acknowledged if cluster.leader().get(w.key).body != w.value]
@@ -67,6 +82,25 @@ def failover(directory):
             acknowledged += len(writers.acknowledged)
     print(f"20 kills: next accepted write after {median(gaps):.3f} s (median), {max(gaps):.3f} s (slowest); "
           f"{acknowledged} acknowledged, 0 missing")
+
+
+def restart(directory):
+    gaps = []
+    with Cluster(directory) as cluster:
+        for _ in range(12):
+            leader = cluster.leader()
+            with Writers(cluster.servers, count=8) as writers:
+                writers.wait_for_more(200)
+                ended = time.monotonic()
+                assert leader.terminate() == 0
+                seconds = time.monotonic() - ended
+                cluster.restart(leader)
+                writers.wait_for_more(200)
+            answered = sorted(write.answered for write in writers.acknowledged)
+            gaps.append(max(later - earlier for earlier, later in pairwise(answered) if later > ended))
+            print(f"stopped in {seconds:.3f} s, longest gap {gaps[-1]:.3f} s, refused {dict(writers.refused)}", flush=True)
+            cluster.wait_converged()
+    print(f"12 restarts of the leader: longest gap {median(gaps):.3f} s (median), {max(gaps):.3f} s (most)")
 
 
 def bounded(directory):
@@ -154,7 +188,7 @@ def _cpu_seconds(server):
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-MEASURES = {measure.__name__: measure for measure in (failover, bounded, memory, join, idle)}
+MEASURES = {measure.__name__: measure for measure in (failover, restart, bounded, memory, join, idle)}
 
 
 def main():

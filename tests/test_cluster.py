@@ -114,6 +114,17 @@ def test_leader_killed_under_eight_writers(tmp_path):
         assert max(gaps) < 2.5, gaps
 
 
+def test_a_dead_leader_is_replaced_before_an_election_timeout(tmp_path):
+    """Its followers find that nobody listens there any more. The election timeout here is longer than this test may take."""
+    with Cluster(tmp_path, flags=("-election-timeout", "120s")) as cluster:
+        for _ in range(3):
+            leader = cluster.leader()
+            wait_until(lambda leader=leader: all(server.ready for server in cluster.servers), "all follow")
+            leader.kill()
+            cluster.write("key", b"value", among=cluster.followers(leader))
+            cluster.restart(leader)
+
+
 def test_follower_killed_is_no_hindrance(tmp_path):
     with Cluster(tmp_path) as cluster:
         leader, terms = cluster.leader(), cluster.terms()

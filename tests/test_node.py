@@ -158,7 +158,7 @@ class Wires:
     """Carries requests between nodes. ``lose(sender, receiver, request)`` says what is lost: "request", "reply" or nothing."""
 
     def __init__(self):
-        self.nodes, self.lose, self.carried = {}, lambda *_: None, defaultdict(int)
+        self.nodes, self.lose, self.carried, self.asked = {}, lambda *_: None, defaultdict(int), []
         self.ready, self.reached = threading.Event(), threading.Event()
         self.ready.set()
 
@@ -169,7 +169,12 @@ class Wires:
     def transport(self, name):
         return SimpleNamespace(connection=lambda lane: SimpleNamespace(
             call=lambda member, request, index: self._call(name, member, request, index), interrupt=lambda: None, close=lambda: None),
-            identify=self._identify)
+            identify=self._identify, refuses=self._refuses)
+
+    def _refuses(self, address):
+        """Nobody listens where the address was that of a node which has been taken away."""
+        self.asked.append(address)
+        return all(node.address != address for node in self.nodes.values())
 
     def _call(self, sender, member, request, configuration_index):
         self.reached.set()
@@ -1343,6 +1348,81 @@ def test_stop_answers_what_waits_and_joins_every_thread():
                 call()
         with pytest.raises(Refusal):
             node.handle("n2", 0, TimeoutNow(1, "n2"))
+
+
+# A leader that dies
+
+
+SLOW_ELECTIONS = replace(FAST, heartbeat_seconds=60, election_timeout_seconds=120)  # nothing here waits for either
+
+
+def leader_of(node):
+    return (node.leader() or {}).get("name")
+
+
+def kill(nodes, leader):
+    """Nothing passes to or from *leader* any more, and nobody listens there."""
+    nodes.wires.cut(leader.name)
+    del nodes.wires.nodes[leader.name]
+
+
+def test_followers_of_a_dead_leader_elect_another_long_before_an_election_timeout():
+    """One of them notices later than the other, and refuses the first pre-votes: they are asked for again soon."""
+    with group(settings=SLOW_ELECTIONS) as nodes:
+        leader = nodes.leader()
+        first, second = nodes.followers(leader)
+        wait_until(lambda: leader_of(first) == leader_of(second) == leader.name, "they know the leader")
+        kill(nodes, leader)
+        first.connection_lost(leader.name)
+        before = nodes.wires.carried[RequestVote]
+        wait_until(lambda: nodes.wires.carried[RequestVote] > before + 2, "the other refuses, again and again", 10)
+        assert leader_of(second) == leader.name
+        second.connection_lost(leader.name)
+        new = nodes.leader(among=[first, second])
+        assert new.propose(b"a", 5).index and new.status()["term"] > 1
+        assert nodes.wires.asked == [leader.address] * 2
+
+
+def test_a_leader_that_still_listens_is_not_dead():
+    """It has closed a connection by itself, say after a call that took too long."""
+    with group(settings=SLOW_ELECTIONS) as nodes:
+        leader = nodes.leader()
+        term = leader.status()["term"]
+        for follower in nodes.followers(leader):
+            wait_until(follower.leader, "it knows the leader")
+            follower.connection_lost(leader.name)
+            assert leader_of(follower) == leader.name and follower.status()["term"] == term
+        assert nodes.wires.asked == [leader.address] * 2
+
+
+def test_others_than_the_leader_are_not_even_asked_for():
+    """A follower, oneself, and who is no member at all."""
+    with group(settings=SLOW_ELECTIONS) as nodes:
+        leader = nodes.leader()
+        follower, other = nodes.followers(leader)
+        wait_until(follower.leader, "it knows the leader")
+        kill(nodes, other)
+        for node in (leader, follower):
+            for name in (node.name, other.name, "n9"):
+                node.connection_lost(name)
+        assert nodes.wires.asked == [] and leader.status()["role"] == "leader" and leader_of(follower) == leader.name
+
+
+def test_a_leader_that_was_followed_by_another_while_it_was_asked_for():
+    """What is found is of the term in which the connection ended."""
+    with group(settings=SLOW_ELECTIONS) as nodes:
+        leader = nodes.leader()
+        follower, other = nodes.followers(leader)
+        wait_until(lambda: leader_of(follower) == leader_of(other) == leader.name, "they know the leader")
+
+        def refuses_after_two_elections(address):
+            for node, successor in ((leader, other), (other, leader)):
+                node.transfer_leadership(successor.name)
+                wait_until(lambda name=successor.name: leader_of(follower) == name, "the follower hears its successor")
+            return True
+        follower._transport.refuses = refuses_after_two_elections
+        follower.connection_lost(leader.name)
+        assert leader_of(follower) == leader.name
 
 
 def test_drain_refuses_new_writes_and_waits_for_old_ones():

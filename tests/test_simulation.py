@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from raftd.config import Settings
 from raftd.kv import execution
 from raftd.raft.core import Raft
 from raftd.raft.log import Log
@@ -167,6 +168,34 @@ def test_a_leader_cut_off_steps_down_and_another_leads(seed):
     cluster.cut_off(old.name)
     assert run_until(cluster, lambda: not old.raft.is_leader, 1.0)
     assert run_until(cluster, lambda: cluster.leader is not None and cluster.leader.raft.commit_index > old.raft.commit_index, 5)
+
+
+@pytest.mark.parametrize("size", [3, 5])
+def test_a_leader_that_is_found_dead_is_replaced_before_an_election_timeout(size):
+    """Its followers do not wait for one; and where they share their votes by chance, they soon try again."""
+    seconds = []
+    for seed in range(10):
+        cluster = Cluster(seed, size, spares=0, faults=Faults(writes=0.2, noticed=1, delay_seconds=0.005))
+        assert run_until(cluster, cluster.led, 5)
+        began, term = cluster.now, cluster.leader.raft.term
+        cluster.crash(cluster.leader)
+        assert run_until(cluster, lambda term=term, cluster=cluster: cluster.leader and cluster.leader.raft.term > term, 5)
+        seconds.append(cluster.now - began)
+    assert sorted(seconds)[-2] < Settings().election_timeout_seconds, "but for one that is out of luck"
+
+
+@pytest.mark.parametrize("size", [3, 5])
+def test_a_leader_that_a_minority_takes_for_dead_stays(size):
+    """A firewall resets connections, again and again: who hears the leader refuses, and the others hear it soon again."""
+    cluster = Cluster(size, size, spares=0, faults=Faults(writes=0.2))
+    assert run_until(cluster, cluster.led, 5)
+    leader, term = cluster.leader.name, cluster.leader.raft.term
+    fooled = [server for server in cluster.servers.values() if server.name != leader][:size // 2]
+    for _ in range(100):
+        for server in fooled:
+            cluster.find_leader_dead(server)
+        assert not run_until(cluster, lambda: cluster.leader is None or cluster.leader.raft.term != term, 0.3)
+    assert cluster.leader.name == leader and cluster.counts["leaders taken for dead that lived"] >= 100
 
 
 def test_one_broken_link_is_no_reason_for_elections():

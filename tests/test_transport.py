@@ -33,8 +33,8 @@ class Peer:
     """n2: a listener that reads the HTTP head and hands the socket to a PeerServer, as the web server of a node does."""
 
     def __init__(self, handle=lambda sender, index, request: GRANTED, admit=lambda fields: fields["raft-name"]):
-        self.server = PeerServer(admit, handle)
-        self.accepted = []
+        self.lost, self.accepted = [], []
+        self.server = PeerServer(admit, handle, self.lost.append)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.member = Member("n2", f"127.0.0.1:{self._listener.getsockname()[1]}")
         self._thread = threading.Thread(target=self._accept)
@@ -383,6 +383,96 @@ def test_a_second_connection_of_a_lane_ends_the_first_at_once():
         wait_until(lambda: handled, "the second is served")
         server.stop()
     assert handled == [VOTE] and not serving()
+
+
+# Peers that are gone
+
+
+def test_the_end_of_a_connection_is_told(peer, connection):
+    """The kernel closes what a process leaves behind: each of its connections, once."""
+    n2, lanes = peer(), [connection(lane="small"), connection(lane="data")]
+    for lane in lanes:
+        lane.call(n2.member, VOTE, 0)
+    assert n2.lost == []
+    for lane in lanes:
+        lane.close()
+    wait_until(lambda: not serving(), "the answering threads end")
+    assert n2.lost == ["n1", "n1"]
+
+
+def test_a_connection_that_makes_way_for_a_newer_one_is_not_lost(peer, connection):
+    n2, first, second = peer(), connection(), connection()
+    first.call(n2.member, VOTE, 0)
+    second.call(n2.member, VOTE, 0)
+    wait_until(lambda: len(serving()) == 1, "the thread of the first ends")
+    assert n2.lost == []
+
+
+def test_connections_that_the_server_ends_when_it_stops_are_not_lost(peer, connection):
+    n2, n1 = peer(), connection()
+    n1.call(n2.member, VOTE, 0)
+    n2.server.stop()
+    assert n2.lost == [] and not serving()
+
+
+def refuses(address):
+    return Transport(SETTINGS, lambda member: {}).refuses(address)
+
+
+def address_of(listener):
+    return f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+def test_a_port_at_which_nobody_listens_refuses():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = address_of(listener)
+        assert not refuses(address), "it takes the connection, and says nothing"
+    assert refuses(address)
+
+
+def test_a_process_that_dies_may_close_its_port_last():
+    """It still seems to listen, and resets the connection; the next one is refused."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address, answers = address_of(listener), []
+        thread = threading.Thread(target=lambda: answers.append(refuses(address)))
+        thread.start()
+        assert select.select([listener], [], [], 5)[0], "it has connected"
+    thread.join(5)
+    assert answers == [True]
+
+
+def test_whoever_takes_connections_and_closes_them_is_not_dead():
+    """As a proxy does that has nobody behind it. It is not asked without end."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        taken = []
+
+        def take():
+            while select.select([listener], [], [], 1)[0]:
+                taken.append(listener.accept()[0].close())
+        thread = threading.Thread(target=take)
+        thread.start()
+        assert not refuses(address_of(listener))
+        thread.join(5)
+    assert len(taken) == 2
+
+
+def test_whoever_does_not_answer_at_all_is_not_dead():
+    """A queue that is full looks like a partition: nothing comes back."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        waiting = [socket.socket() for _ in range(4)]
+        for one in waiting:
+            one.setblocking(False)
+            one.connect_ex(listener.getsockname())
+        assert not refuses(address_of(listener))
+        for one in waiting:
+            one.close()
+
+
+@pytest.mark.parametrize("address", ["nowhere.invalid:1", "no address", "127.0.0.1:none"])
+def test_what_cannot_be_asked_is_not_dead(address):
+    assert not refuses(address)
 
 
 def test_lanes_and_peers_do_not_wait_for_each_other(peer, connection):

@@ -76,6 +76,7 @@ class Raft:
     MAX_COMPACTED_ENTRIES = 1000  # forgotten in one write
     SNAPSHOT_PATIENCE_SECONDS = 30.0  # a snapshot for a peer that has been silent for so long is given up
     NOTICE_SECONDS = 0.005  # a new commit_index waits this long for a request with entries to carry it to a peer
+    TURN_SECONDS = 0.02  # so far apart stand those who have lost their leader: a few times what asking for votes takes
 
     def __init__(self, name, hard_state, log, configurations, applied, settings, random, now):
         self.name, self.log, self.configurations = name, log, configurations
@@ -96,6 +97,7 @@ class Raft:
         self._saving_since, self._saving_seconds = None, 0.0  # when the write under way began, and how long it may take
         self._answers = []
         self._retry_at = {}  # peers that did not answer, and when to try again
+        self._gone, self._hasty_until = None, -math.inf  # the leader that was lost; until then elections are soon tried again
         self._timer = now
         if self.configuration.voters != [name]:  # a cluster of one has nobody to wait for
             self._set_election_timer()
@@ -155,6 +157,26 @@ class Raft:
         timeout = self._settings.election_timeout_seconds
         self._timer = self.now + timeout * (1 + self._random.random())
 
+    def leader_is_gone(self, leader_id, term):
+        """*leader_id*, which led *term* when its connection broke, is dead: its host refuses connections where it listened.
+
+        Its follower need not wait out an election timeout. It forgets that leader, which is then no reason to refuse a vote, and soon
+        asks whether it would be elected. All else stays as it is (pre-votes, the comparison of logs, a refusal by whoever hears the
+        leader), so that a report that is false deposes no leader that a majority hears, and one that is believed by many costs an
+        election, never safety. A lease (thesis 6.4.1) must not count on a follower that waits before it votes: this one does not.
+        """
+        match self.role:
+            case Follower(leader) if (leader, self.term) == (leader_id, term):
+                self._become_follower(term, None, f"{leader_id} is gone")
+                self._gone, self._hasty_until = leader_id, self._timer
+                self._stand_in_turn(0)
+
+    def _stand_in_turn(self, pause_turns):
+        """Those who have lost their leader stand one after the other, in an order that all know: else they would share the votes."""
+        others = [name for name in self.configuration.voters if name != self._gone]
+        turn = others.index(self.name) if self.name in others else len(others)
+        self._timer = min(self._timer, self.now + self.TURN_SECONDS * (pause_turns + turn + self._random.random() / 2))
+
     def _disk_is_stalled(self):
         return self.now >= self.disk_due
 
@@ -195,6 +217,7 @@ class Raft:
         assert term >= self.term, (term, self.term)
         if term > self.term:
             self.term, self.voted_for, self._hard_state_saved = term, None, False
+        self._hasty_until = -math.inf
         self._change_role(Follower(leader_id), reason)
         self._set_election_timer()
 
@@ -209,11 +232,17 @@ class Raft:
     def _count_votes(self):
         candidate = self.role
         if not self.configuration.is_majority({peer for peer, granted in candidate.votes.items() if granted}):
-            return
-        if candidate.pre_vote:
+            if self.now < self._hasty_until and self._cannot_win(candidate):
+                self._stand_in_turn(1)
+        elif candidate.pre_vote:
             self._stand_for_election(pre_vote=False, reason="a majority would vote for it")
         else:
             self._become_leader()
+
+    def _cannot_win(self, candidate):
+        """Too many have refused: they did not know yet that the leader is gone, or another stands as well."""
+        return not self.configuration.is_majority({voter for voter in self.configuration.voters
+                                                   if candidate.votes.get(voter, voter != self._gone)})
 
     def _become_leader(self):
         """A no-op first: only an entry of the own term can be committed by counting (sections 5.4.2 and 8)."""

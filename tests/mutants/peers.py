@@ -119,4 +119,40 @@ PEERS = (
         [Edit(WIRE, "if len(command) != length or not last_term <= entry_term <= term:", "if not last_term <= entry_term <= term:"),
          Edit(WIRE, "if position != len(payload) or max(", "if max(")],
         [WIRE_TESTS + "test_a_truncated_payload_is_refused_even_with_a_good_checksum"]),
+    Mutant(
+        "silence-taken-for-death",
+        "A host that does not answer counts as one that refuses: a partition, or a full queue, becomes a dead leader.",
+        "fast failover rests on a refusal alone",
+        [Edit(TRANSPORT, """
+            log.debug("a connection is not refused address=%s error=%s", address, error)
+            return False
+""", """
+            log.debug("a connection is not refused address=%s error=%s", address, error)
+            return True
+""")],
+        [TRANSPORT_TESTS + "test_whoever_does_not_answer_at_all_is_not_dead"], quick=True),
+    Mutant(
+        "dying-process-taken-for-alive",
+        "A process that has closed its connections, and its port not yet, counts as alive; nobody looks again.",
+        "seen with kill -9: one follower of two waited for an election timeout, every tenth time",
+        [Edit(TRANSPORT, "for _ in range(2):", "for _ in range(1):")],
+        [TRANSPORT_TESTS + "test_a_process_that_dies_may_close_its_port_last"]),
+    Mutant(
+        "newer-connection-counts-as-lost",
+        "A connection that has made way for a newer one counts as lost.",
+        "late events",
+        [Edit(TRANSPORT, """
+                return False
+            del self._open[key]
+""", """
+                return True
+            del self._open[key]
+""")],
+        [TRANSPORT_TESTS + "test_a_connection_that_makes_way_for_a_newer_one_is_not_lost"]),
+    Mutant(
+        "own-stop-counts-as-lost",
+        "A server that stops takes its peers for lost, whose connections it ends.",
+        "late events",
+        [Edit(TRANSPORT, "return not self._stopping", "return True")],
+        [TRANSPORT_TESTS + "test_connections_that_the_server_ends_when_it_stops_are_not_lost"]),
 )

@@ -7,6 +7,7 @@ LOG = "raft/log.py"
 CONFIGURATION = "raft/configuration.py"
 
 ELECTIONS = "tests/test_paper_elections.py::"
+FAILOVER = "tests/test_paper_failover.py::"
 COMMITS = "tests/test_paper_commitment.py::"
 MEMBERS = "tests/test_paper_membership.py::"
 READ = "tests/test_paper_reads.py::"
@@ -16,6 +17,7 @@ STATE = "tests/test_paper_state.py::"
 OLDER = "tests/test_older_copy.py::"
 MERGES = "tests/test_log.py::"
 VOTERS = "tests/test_configuration.py::"
+TOLD = "tests/test_transcripts.py::test_transcript[fast_failover]"
 SIMULATION = "bin/simulate --seeds 50"  # only where a third of all seeds sees it
 
 TERMS_AND_VOTES = (
@@ -977,4 +979,87 @@ OLDER_COPIES = (
         [OLDER + "test_what_a_follower_refuses_is_not_confirmed", SIMULATION]),
 )
 
-RAFT = (*OLDER_COPIES, *TERMS_AND_VOTES, *REPLICATION, *READS, *MEMBERSHIP, *SNAPSHOTS)
+GONE = "case Follower(leader) if (leader, self.term) == (leader_id, term):"
+DEAD_LEADERS = (
+    Mutant(
+        "dead-leader-whoever-it-was",
+        "What is found of one leader counts for whoever leads by then.",
+        "late events; section 5.1",
+        [Edit(CORE, GONE, "case Follower(leader) if leader is not None and self.term == term:")],
+        [FAILOVER + "test_what_is_said_of_another_leader_or_term_changes_nothing"], quick=True),
+    Mutant(
+        "dead-leader-in-whichever-term",
+        "What was found of a leader before it was elected anew counts in its new term, too.",
+        "late events; section 5.1",
+        [Edit(CORE, GONE, "case Follower(leader) if leader == leader_id:")],
+        [FAILOVER + "test_what_is_said_of_another_leader_or_term_changes_nothing", SIMULATION]),
+    Mutant(
+        "dead-leader-deposed-without-a-pre-vote",
+        "Who takes its leader for dead begins an election in a new term: one broken connection deposes a leader that all others hear.",
+        "thesis 9.6",
+        [Edit(CORE, """
+                self._stand_in_turn(0)
+""", """
+                self._stand_for_election(pre_vote=False, reason="the leader is gone")
+""")],
+        [FAILOVER + "test_who_has_lost_its_leader_raises_no_term_by_itself", TOLD, SIMULATION], quick=True),
+    Mutant(
+        "dead-leader-still-a-reason-to-refuse",
+        "Who finds the leader dead hurries, and still refuses votes to others because of it.",
+        "thesis 4.2.3",
+        [Edit(CORE, """
+                self._become_follower(term, None, f"{leader_id} is gone")
+""", """
+                self.role.last_heard = self.now
+""")],
+        [FAILOVER + "test_who_has_lost_its_leader_votes", TOLD]),
+    Mutant(
+        "refused-in-haste-and-patient-again",
+        "A pre-vote that is refused since the others have not noticed yet is asked for again only after an election timeout.",
+        "raftd: what makes failover slow every other time",
+        [Edit(CORE, "if self.now < self._hasty_until and self._cannot_win(candidate):", "if False:")],
+        [FAILOVER + "test_who_is_refused_since_others_have_not_noticed_asks_again_soon",
+         FAILOVER + "test_an_election_whose_votes_are_split_is_soon_followed_by_another", TOLD]),
+    Mutant(
+        "hasty-for-ever",
+        "Who has once lost a leader asks for votes many times in each election timeout, as long as nobody leads.",
+        "section 5.6",
+        [Edit(CORE, "self._gone, self._hasty_until = leader_id, self._timer", "self._gone, self._hasty_until = leader_id, math.inf")],
+        [FAILOVER + "test_who_is_refused_for_an_election_timeout_becomes_patient_again"]),
+    Mutant(
+        "hasty-under-another-leader",
+        "The haste goes on in another term, and under another leader.",
+        "state of a role that outlives it",
+        [Edit(CORE, """
+        self._hasty_until = -math.inf
+        self._change_role(Follower(leader_id), reason)
+""", """
+        self._change_role(Follower(leader_id), reason)
+""")],
+        [FAILOVER + "test_another_leader_or_term_ends_the_haste"]),
+    Mutant(
+        "election-given-up-that-may-be-won",
+        "One refusal ends an election in haste, though the votes of others may still come.",
+        "section 5.2",
+        [Edit(CORE, "if self.now < self._hasty_until and self._cannot_win(candidate):", "if self.now < self._hasty_until:")],
+        [FAILOVER + "test_an_election_that_may_be_won_is_not_given_up"]),
+    Mutant(
+        "all-stand-at-once",
+        "All who have lost their leader stand at the same time, and share the votes.",
+        "section 5.2: randomized timeouts",
+        [Edit(CORE, "(pause_turns + turn + self._random.random() / 2)", "(pause_turns + self._random.random() / 2)")],
+        [FAILOVER + "test_those_who_have_lost_their_leader_stand_in_turn"]),
+    Mutant(
+        "learner-stands-when-the-leader-is-dead",
+        "A learner, or a server that was removed, asks for votes at once when it finds the leader dead.",
+        "thesis 4.2.1, 4.2.3",
+        [Edit(CORE, """
+                self._stand_in_turn(0)
+""", """
+                self._stand_for_election(pre_vote=True, reason="the leader is gone")
+""")],
+        [FAILOVER + "test_a_learner_does_not_stand_however_dead_the_leader_is", FAILOVER + "test_nor_does_a_server_that_was_removed",
+         FAILOVER + "test_nor_does_one_whose_state_cannot_be_written", FAILOVER + "test_nor_does_one_whose_disk_hangs"]),
+)
+
+RAFT = (*OLDER_COPIES, *DEAD_LEADERS, *TERMS_AND_VOTES, *REPLICATION, *READS, *MEMBERSHIP, *SNAPSHOTS)

@@ -458,4 +458,29 @@ RUNTIME = (
         "requests: trust_env",
         [Edit("joining.py", "session.trust_env = False", "session.trust_env = True")],
         [JOINING + "test_the_members_are_asked_directly_whatever_the_environment_says_of_proxies"]),
+    Mutant(
+        "connection-lost-and-leader-dead",
+        "A connection that ends is enough to take the leader for dead: nobody asks whether it still listens.",
+        "a leader closes a connection by itself after a call that took too long",
+        [Edit(NODE, "if follows and self._transport.refuses(leader.address):", "if follows:")],
+        ["tests/test_node.py::test_a_leader_that_still_listens_is_not_dead"], quick=True),
+    Mutant(
+        "dead-leader-of-the-term-of-now",
+        "The term is looked up when the leader has been found dead, not when its connection ended.",
+        "late events",
+        [Edit(NODE, "self._raft.leader_is_gone(sender, term)", "self._raft.leader_is_gone(sender, self._raft.term)")],
+        ["tests/test_node.py::test_a_leader_that_was_followed_by_another_while_it_was_asked_for"]),
+    Mutant(
+        "timer-sleeps-on",
+        "The timer is not woken when the core wants it sooner and the role stays: a refused pre-vote is not repeated.",
+        "a wake-up that is lost",
+        [Edit(NODE, "if raft.next_tick < self._timer_due:", "if False:")],
+        ["tests/test_node.py::test_followers_of_a_dead_leader_elect_another_long_before_an_election_timeout"]),
+    Mutant(
+        "dead-leader-told-to-nobody",
+        "The server does not tell its node that the connections of a peer have ended.",
+        "wiring",
+        [Edit("server.py", "PeerServer(self._admit, self._node.handle, self._node.connection_lost)",
+              "PeerServer(self._admit, self._node.handle)")],
+        ["tests/test_cluster.py::test_a_dead_leader_is_replaced_before_an_election_timeout"]),
 )

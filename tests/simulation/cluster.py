@@ -131,13 +131,13 @@ class Cluster:
                 if chance < 0.03:
                     self._boot(server)
             elif chance < faults.crash:
-                power_cut = rng.random() < 0.5
-                server.crash(power_cut, self.judge)
-                self._note(server.name, "loses its power" if power_cut else "crashes")
+                self.crash(server, rng.random() < 0.5)
             elif chance < faults.crash + faults.pause:
                 server.paused_until = self.now + rng.random() * 3
                 self.counts["pauses"] += 1
                 self._note(server.name, "pauses until", server.paused_until)
+            if server.up and rng.random() < faults.mistaken:
+                self.find_leader_dead(server)
         if rng.random() < faults.cut:
             kind, links = partition(self.names, self.leader and self.leader.name, rng)
             self._cut |= links
@@ -146,6 +146,36 @@ class Cluster:
         if self._cut and rng.random() < faults.heal:
             self._cut.clear()
             self._note("all links work again")
+
+    def crash(self, server, power_cut=False):
+        """*server* stops; its followers may notice, if its host still runs."""
+        server.crash(power_cut, self.judge)
+        self._note(server.name, "loses its power" if power_cut else "crashes")
+        for other in self.servers.values():
+            if other.up and other.raft.leader_id == server.name and not power_cut and self.rng.random() < self.faults.noticed:
+                self.find_leader_dead(other)  # one of its connections ends; what came by the other may still be looked at
+                self.find_leader_dead(other, self.faults.delay_seconds)
+
+    def find_leader_dead(self, server, after_seconds=0.0):
+        """A connection of *server*'s leader has ended; a little later *server* finds, rightly or not, that nobody listens there."""
+        raft = server.raft
+        if raft.leader_id not in (None, server.name):
+            seconds = after_seconds + self.rng.random() * self.faults.delay_seconds
+            self._later(seconds, self._leader_is_gone, server, raft, raft.leader_id, raft.term)
+
+    def _leader_is_gone(self, server, raft, leader_id, term):
+        if not server.up or server.raft is not raft:
+            return
+        if server.paused_until > self.now:
+            self._later(server.paused_until - self.now, self._leader_is_gone, server, raft, leader_id, term)
+            return
+        self._note(server.name, "finds that", leader_id, "of term", term, "is gone")
+        before, is_late = (raft.term, raft.voted_for, raft.role), (raft.leader_id, raft.term) != (leader_id, term)
+        self.counts["leaders found dead too late" if is_late else "leaders taken for dead that lived" if self.servers[leader_id].up
+                    else "leaders found dead"] += 1
+        raft.leader_is_gone(leader_id, term)
+        assert (raft.term, raft.voted_for) == before[:2], "the word that a leader is dead is no reason for another term or vote"
+        assert raft.role is before[2] or not is_late, f"{server.name} believed what was said of another leader, or of another term"
 
     def _boot(self, server):
         server.boot(self.now)

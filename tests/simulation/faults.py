@@ -9,6 +9,8 @@ class Faults:
 
     delay_seconds  the longest way of a message
     crash          a server stops; half of the times with its power, and then what was not synced is lost
+    noticed        a follower finds that the leader that has just stopped is dead, soon after
+    mistaken       a follower finds so although it lives: a firewall resets connections and refuses new ones
     cut, heal      links break, in one of the shapes of ``partitions``; all of them work again
     slow_disk      a write takes up to 100 ms
     stall          a write hangs for up to 1.5 s
@@ -22,6 +24,8 @@ class Faults:
     delay_seconds: float = 0.02
     crash: float = 0.0
     pause: float = 0.0
+    noticed: float = 0.0
+    mistaken: float = 0.0
     cut: float = 0.0
     heal: float = 1.0
     slow_disk: float = 0.0
@@ -39,9 +43,10 @@ class Faults:
         def some(most):
             return rng.choice((0, 0, most / 4, most)) * rng.random()
         return cls(loss=some(0.3), duplicate=some(0.5), delay_seconds=rng.choice((0.005, 0.02, 0.1, 0.3)),
-                   crash=some(0.004), pause=some(0.004), cut=some(0.02), heal=rng.choice((0.01, 0.05)),
-                   slow_disk=rng.choice((0, 0.5, 0.9)), stall=some(0.01), membership=some(0.3), transfer=some(0.02),
-                   impatient=some(0.5), skew=some(0.9), writes=rng.choice((0.05, 0.2)), reads=rng.choice((0.02, 0.1)))
+                   crash=some(0.004), pause=some(0.004), noticed=rng.choice((0, 0.5, 1)), mistaken=some(0.02), cut=some(0.02),
+                   heal=rng.choice((0.01, 0.05)), slow_disk=rng.choice((0, 0.5, 0.9)), stall=some(0.01), membership=some(0.3),
+                   transfer=some(0.02), impatient=some(0.5), skew=some(0.9), writes=rng.choice((0.05, 0.2)),
+                   reads=rng.choice((0.02, 0.1)))
 
 
 def partition(names, leader, rng):

@@ -21,8 +21,9 @@ EXERCISED = (
     "learners promoted", "leadership handed over", "leaders deposed for want of a majority", "leaders deposed by a stalled disk",
     "logs compacted", "snapshots installed", "snapshots interrupted", "crashes", "power cuts that lost unsynced state",
     "writes interrupted by a crash that happened", "writes interrupted by a crash that did not happen", "disks stalled",
-    "messages lost", "messages repeated", "pauses", "partitions: one way", "partitions: one link", "partitions: dangling",
-    "partitions: cut off", "partitions: deaf", "partitions: mute", "partitions: halves", "partitions: bridge",
+    "leaders found dead", "leaders taken for dead that lived", "leaders found dead too late", "messages lost", "messages repeated",
+    "pauses", "partitions: one way", "partitions: one link", "partitions: dangling", "partitions: cut off", "partitions: deaf",
+    "partitions: mute", "partitions: halves", "partitions: bridge",
 )
 
 

@@ -132,6 +132,13 @@ def wait(c, milliseconds, *names):
             c.settle(server)
 
 
+def gone(c, name, leader):
+    """``gone s2 s1``: the connection of its leader has ended, and that leader's host refuses another one: it is found dead."""
+    raft = c.servers[name].raft
+    raft.leader_is_gone(leader, raft.term)
+    c.settle(c.servers[name])
+
+
 def elect(c, name, *voters):
     """``elect s1``: a timeout, and an election in which it asks all others, or these; only how that ends is told."""
     server, told, c.quiet = c.servers[name], len(c.output), True
@@ -242,5 +249,5 @@ def snapshot(c, name, peer):
 
 
 COMMANDS = {function.__name__: function for function in (
-    cluster, single_entries, start, log, crash, restart, slow, save, compact, state, members, timeout, wait, elect,
+    cluster, single_entries, start, log, crash, restart, slow, save, compact, state, members, timeout, wait, gone, elect,
     cut, heal, rpc, heartbeat, replicate, send, arrive, answer, propose, read, transfer, change, snapshot)}
