@@ -22,7 +22,7 @@ import sys
 import tempfile
 import threading
 import time
-from itertools import count as count_up, pairwise
+from itertools import cycle, pairwise
 from pathlib import Path
 from statistics import median
 
@@ -54,8 +54,8 @@ def first_answer(server):
 def first_accepted(servers):
     """The moment at which one of *servers* had accepted a write: each is asked in turn, with no pause that anybody would notice."""
     clients = [Client(server.address) for server in servers]
-    for attempt in count_up():
-        if clients[attempt % len(clients)].call("POST", "/db/probe", b"x", timeout=2).status == 200:
+    for client in cycle(clients):
+        if client.call("POST", "/db/probe", b"x", timeout=2).status == 200:
             break
         the_fault_lasts.wait(0.001)
     for client in clients:
