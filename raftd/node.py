@@ -4,7 +4,7 @@
 is held.** What a thread needs it takes out under the lock, works on it without, and reports back under the lock.
 ``..._locked`` marks a helper that needs the lock held. Threads: ``election-timer``; ``log-writer``; ``applier``; and for
 each peer ``to-NAME-small`` (votes, heartbeats, reads) and ``to-NAME-data`` (entries, snapshots), so that a heartbeat never
-queues behind data. All are joined by ``stop``.
+queues behind data. All are joined by ``stop``. A follower's thread that has received entries writes them itself, if it can.
 
 A node knows neither SQLite nor HTTP, nor what a command means. It is handed
 

@@ -602,6 +602,118 @@ def test_a_failed_save_fails_the_write_and_the_node_comes_back_by_itself():
         assert nodes.machines["n1"].commands == [b"before", b"after"]
 
 
+def who_saves(storage):
+    """The names of the threads in which *storage* has saved from now on."""
+    names, save = [], storage.save
+
+    def save_and_tell(unsaved):
+        names.append(threading.current_thread().name)
+        save(unsaved)
+    storage.save = save_and_tell
+    return names
+
+
+def test_who_has_received_entries_writes_them():
+    """No hand-over to the log-writer and back, for which the leader would wait."""
+    with group() as nodes:
+        leader = nodes.leader()
+        leader.propose(b"before", 5)
+        names = {node.name: who_saves(nodes.storages[node.name]) for node in nodes.nodes.values()}
+        for _ in range(10):
+            leader.propose(b"a", 5)
+            nodes.commands_everywhere()
+        assert set(names.pop(leader.name)) == {"log-writer"}
+        assert {name for follower in names.values() for name in follower} == {f"to-{follower}-data" for follower in names}
+
+
+def test_on_a_slow_disk_the_log_writer_writes():
+    """There the leader is answered before the disk has done all."""
+    with group(settings=PATIENT) as nodes:
+        leader = nodes.leader()
+        leader.propose(b"before", 5)
+        nodes.commands_everywhere()
+        slow = nodes.followers(leader)[0]
+        disk = nodes.storages[slow.name]
+        names = who_saves(disk)
+        disk.ready.clear()
+        leader.propose(b"a", 5)
+        wait_until(lambda: len(names) == 1, "the write has begun")
+        the_fault_lasts.wait(PATIENT.rpc_timeout_seconds / 4)
+        disk.ready.set()
+        nodes.commands_everywhere()
+        leader.propose(b"b", 5)
+        nodes.commands_everywhere()
+        assert names[0] == f"to-{slow.name}-data" and names[1] == "log-writer"
+        for _ in range(2):
+            leader.propose(b"c", 5)
+            nodes.commands_everywhere()
+        assert names[-1] == f"to-{slow.name}-data", "it is quick again"
+
+
+def test_the_log_is_written_by_one_at_a_time():
+    """A term that begins while entries are being written by who has received them, and is written as soon as they are."""
+    with group(settings=PATIENT) as nodes:
+        leader = nodes.leader()
+        leader.propose(b"before", 5)
+        nodes.commands_everywhere()
+        follower, other = nodes.followers(leader)
+        disk, writing = nodes.storages[follower.name], []
+        save = disk.save
+
+        def save_alone(unsaved):
+            writing.append(unsaved)
+            assert len(writing) == 1, "two write at the same time"
+            save(unsaved)
+            writing.pop()
+        disk.save = save_alone
+        disk.ready.clear()
+        leader.propose(b"a", 5)
+        wait_until(lambda: writing, "the write has begun")
+        nodes.wires.cut(follower.name)
+        term = follower.status()["term"]
+        with clients(1) as pool:
+            asked = pool.submit(follower.handle, other.name, 0, RequestVote(term + 1, other.name, 99, 99, leadership_transfer=True))
+            wait_until(lambda: follower.status()["term"] == term + 1, "the new term has begun")
+            follower._writer_wake.acquire(), follower._writer_wake.notify_all(), follower._writer_wake.release()
+            holds_for(0.05, lambda: len(writing) == 1, "nobody else writes")
+            disk.ready.set()
+            assert asked.result(5).vote_granted
+        assert disk.hard_state == (term + 1, other.name)
+        nodes.wires.cut()
+        nodes.commands_everywhere()
+
+
+def test_a_follower_whose_log_fails_comes_back_by_itself():
+    with group() as nodes:
+        leader = nodes.leader()
+        leader.propose(b"before", 5)
+        nodes.commands_everywhere()
+        follower = nodes.followers(leader)[0]
+        disk = nodes.storages[follower.name]
+        disk.failure = StorageFailed("the disk is full", full=True)
+        leader.propose(b"a", 5)
+        wait_until(lambda: "full" in (follower.not_ready() or ""), "it says what is wrong")
+        leader.propose(b"b", 5)
+        disk.failure = None
+        wait_until(lambda: follower.not_ready() is None, "it is back")
+        assert disk.reopened > 0, "the file was not opened again after a failed save"
+        assert nodes.commands_everywhere() == [b"before", b"a", b"b"]
+
+
+def test_an_unforeseen_failure_of_who_writes_what_he_has_received_is_reported():
+    nodes = Group(3, FAST)
+    try:
+        leader = nodes.leader()
+        leader.propose(b"before", 5)
+        nodes.commands_everywhere()
+        nodes.storages[nodes.followers(leader)[0].name].failure = ValueError("a bug")
+        leader.propose(b"a", 5)
+        wait_until(lambda: nodes.failures, "it is reported")
+        assert str(nodes.failures[0]) == "a bug"
+    finally:
+        nodes.stop()
+
+
 def test_a_log_that_fails_whenever_it_is_open_again_is_tried_less_and_less_often():
     """A disk that is nearly full: it can be opened, and the next save fails. The log is not flooded."""
     with group(1) as nodes:

@@ -71,13 +71,49 @@ RUNTIME = (
         "After a save failed the node goes on as if it had been done.",
         "goraft, `w.Flush()`; Rebello et al., ATC 2020",
         [Edit(NODE, """
-                if not self._recover(error):
-                    break
-                continue
+        self._storage.save(unsaved)
+        with self._lock:
 """, """
-                log.error("the log cannot be written error=%s", error)
+        try:
+            self._storage.save(unsaved)
+        except StorageFailed as error:
+            log.error("the log cannot be written error=%s", error)
+        with self._lock:
 """)],
         [TESTS + "test_a_failed_save_fails_the_write_and_the_node_comes_back_by_itself"], quick=True),
+    Mutant(
+        "two-write-the-log",
+        "While a thread that has received entries writes them, the log-writer writes what comes after.",
+        "two transactions at a time in one connection",
+        [Edit(NODE, "while self._saving_here or not (self._raft.has_unsaved", "while not (self._raft.has_unsaved"),
+         Edit(NODE, "self._writer_idle, self._saving_here = False, True", "self._saving_here = True")],
+        [TESTS + "test_the_log_is_written_by_one_at_a_time"]),
+    Mutant(
+        "failure-of-who-wrote-for-the-log-writer-is-lost",
+        "When the thread that has received entries cannot write them, nobody opens the file again: the node waits for that write for ever.",
+        "an error in a thread that nobody joins",
+        [Edit(NODE, """
+        except Exception as error:  # the log-writer knows what is to be done
+            with self._lock:
+                self._save_failure = error
+                self._saved_here_locked()
+""", """
+        except Exception as error:
+            log.error("the log cannot be written error=%s", error)
+""")],
+        [TESTS + "test_a_follower_whose_log_fails_comes_back_by_itself"], quick=True),
+    Mutant(
+        "written-here-on-a-slow-disk",
+        "On a slow disk, too, the thread that has received entries writes them: the leader hears nothing until all is done.",
+        "thesis 10.2.1: an answer in time is worth more than a full one",
+        [Edit(NODE, "or self._save_seconds > self.settings.rpc_timeout_seconds / 8", "")],
+        [TESTS + "test_on_a_slow_disk_the_log_writer_writes"]),
+    Mutant(
+        "nobody-writes-the-rest",
+        "What has come while the thread that has received entries wrote them is written when there is more, perhaps never.",
+        "a lost wake-up",
+        [Edit(NODE, "self._saving_here, self._writer_idle = False, True", "self._saving_here = False")],
+        [TESTS + "test_the_log_is_written_by_one_at_a_time"]),
     Mutant(
         "ready-though-the-disk-hangs",
         "/readyz does not look at the disk: a follower whose write hangs says ok.",
