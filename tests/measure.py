@@ -1,13 +1,13 @@
 """Figures, not tests: what raftd does on this machine. ``python tests/measure.py WHAT [...]``, or ``all``; each takes minutes.
 
-    speed      writes per second of three nodes at 1, 16, 64 and 256 clients (wrk, 100-byte values), alternating with etcd if installed
     failover   kill -9 of the leader of three under 8 writers, 20 times: the gap until the next accepted write; nothing may be lost
     bounded    200,000 writes over 1,000 keys: the size of the files, and the time from a restart to the first answer
     memory     1,000,000 keys of 100 bytes on one node: its memory, and the time from a restart to the first answer
     join       a node joins a cluster with 300 MB of state under load: how long, and the slowest write meanwhile
     idle       three idle nodes for 30 s: their CPU time together, and their calls of fsync
 
-Needs Debian's wrk (and etcd-server, strace) and nothing else on the machine that takes the processor.
+Needs Debian's wrk (and strace) and nothing else on the machine that takes the processor. How fast raftd is, beside others, is
+measured by ``compare.py``.
 """
 
 import argparse
@@ -24,50 +24,13 @@ import time
 from pathlib import Path
 from statistics import median
 
-from cluster import Cluster, Writers, call, free_port, the_fault_lasts, wait_until
+from cluster import Cluster, Writers, the_fault_lasts, wait_until
+from compare import RANDOM_KEYS, wrk
 
-RANDOM_KEYS = """
-math.randomseed(os.time())
-local value = string.rep("x", 100)
-request = function() return wrk.format("POST", "/db/k" .. math.random(1000), nil, value) end
-"""
 NEW_KEYS = """
 local number, value = 0, string.rep("x", 100)
 request = function() number = number + 1; return wrk.format("POST", "/db/key" .. number, nil, value) end
 """
-ETCD = """
-math.randomseed(os.time())
-local value = "%s"
-local letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdef"
-request = function()
-  local a, b = math.random(32), math.random(32)
-  local key = letters:sub(a, a) .. letters:sub(b, b) .. "Aa"
-  return wrk.format("POST", "/v3/kv/put", {["Content-Type"] = "application/json"}, '{"key":"' .. key .. '","value":"' .. value .. '"}')
-end
-""" % ("eHh4" * 33 + "eA==")
-COUNT_ERRORS = """
-done = function(summary) print("failed " .. summary.errors.status + summary.errors.timeout + summary.errors.read) end
-"""
-
-
-def wrk(address, clients, seconds, script):
-    """(requests per second, milliseconds at the median, at 99 %, the most, requests that failed)."""
-    with tempfile.NamedTemporaryFile("w", suffix=".lua") as file:
-        file.write(script + COUNT_ERRORS)
-        file.flush()
-        command = ["wrk", "-t1", f"-c{clients}", f"-d{seconds}s", "--timeout", "10s", "--latency", "-s", file.name, f"http://{address}"]
-        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    if any(found is None for found in (re.search("Requests/sec", text), re.search(r"failed \d+", text))):
-        raise RuntimeError(f"wrk says: {text}")
-    milliseconds = [_milliseconds(re.search(pattern, text, re.M)[1]) for pattern in
-                    (r"^ +50% +(\S+)", r"^ +99% +(\S+)", r"^ +Latency\s+\S+\s+\S+\s+(\S+)")]
-    return float(re.search(r"Requests/sec:\s+(\S+)", text)[1]), *milliseconds, int(re.search(r"failed (\d+)", text)[1])
-
-
-def _milliseconds(text):
-    number, unit = re.fullmatch(r"([\d.]+)(us|ms|s|m)", text).groups()
-    return float(number) * {"us": 0.001, "ms": 1, "s": 1000, "m": 60000}[unit]
-
 
 def memory_of(server):
     """Resident bytes of the process."""
@@ -84,58 +47,6 @@ def first_answer(server):
     server.start(wait=False)
     wait_until(lambda: server.call("GET", "/db/none", timeout=2).status == 404, "a read is answered")
     return time.monotonic() - started
-
-
-class Etcd:
-    """Three nodes of etcd on loopback."""
-
-    def __init__(self, directory):
-        ports = [(free_port(), free_port()) for _ in range(3)]
-        members = ",".join(f"e{n}=http://127.0.0.1:{peer}" for n, (_, peer) in enumerate(ports))
-        self.processes = [subprocess.Popen(
-            ["etcd", "--name", f"e{n}", "--data-dir", f"{directory}/e{n}", "--listen-client-urls", f"http://127.0.0.1:{client}",
-             "--advertise-client-urls", f"http://127.0.0.1:{client}", "--listen-peer-urls", f"http://127.0.0.1:{peer}",
-             "--initial-advertise-peer-urls", f"http://127.0.0.1:{peer}", "--initial-cluster", members],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for n, (client, peer) in enumerate(ports)]
-        self.addresses = [f"127.0.0.1:{client}" for client, _ in ports]
-
-    def leader(self):
-        def find():
-            for address in self.addresses:
-                answer = call(address, "POST", "/v3/maintenance/status", "{}")
-                if answer.status == 200:
-                    member, leader = (re.search(rb'"%s":"(\d+)"' % name, answer.body) for name in (b"member_id", b"leader"))
-                    if member and leader and member[1] == leader[1]:
-                        return address
-            return None
-        return wait_until(find, "etcd has a leader")
-
-    def close(self):
-        for process in self.processes:
-            process.terminate()
-        for process in self.processes:
-            process.wait()
-
-
-def speed(directory):
-    for clients in (1, 16, 64, 256):
-        for round_number in range(3):
-            place = directory / f"{clients}-{round_number}"
-            place.mkdir()
-            with Cluster(place) as cluster:
-                _show("raftd", clients, wrk(cluster.leader().address, clients, 6, RANDOM_KEYS))
-            if shutil.which("etcd"):
-                etcd = Etcd(place)
-                try:
-                    _show("etcd", clients, wrk(etcd.leader(), clients, 6, ETCD))
-                finally:
-                    etcd.close()
-
-
-def _show(name, clients, figures):
-    rate, half, most, slowest, failed = figures
-    print(f"{name:6} {clients:4} clients  {rate:8.0f} writes/s  median {half:7.2f} ms  99% {most:7.2f} ms  "
-          f"slowest {slowest:7.1f} ms  failed {failed}", flush=True)
 
 
 def failover(directory):
@@ -243,7 +154,7 @@ def _cpu_seconds(server):
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-MEASURES = {measure.__name__: measure for measure in (speed, failover, bounded, memory, join, idle)}
+MEASURES = {measure.__name__: measure for measure in (failover, bounded, memory, join, idle)}
 
 
 def main():

@@ -30,7 +30,9 @@ MAY_IMPORT = {
                "web", "listener", "joining"},
     "cli": {"config", "server", "errors", "__init__"},
     "client": {"errors"},
-    "ctl": {"client", "errors"},
+    "bench": set(),
+    "plot": set(),
+    "ctl": {"bench", "plot", "client", "config", "errors"},
 }
 RAFT = {"messages": set(), "log": {"messages"}, "configuration": {"messages"}, "roles": {"messages"},
         "core": {"messages", "log", "configuration", "roles"}, "__init__": set()}
