@@ -7,6 +7,7 @@ long as that leads (section 5.3), and each request says whether the entry before
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import product
 
 import pytest
 
@@ -128,14 +129,18 @@ def test_a_node_that_is_an_older_copy_ends_and_its_files_are_refused_from_then_o
 
 
 @contextmanager
-def told_by_n2():
-    """A node, n1, of three that n2 leads, whose disk hangs: (node, its disk, the answer that waits for that, what the node ended with)."""
+def told_by_n2(disk_is_slow=False):
+    """A node, n1, of three that n2 leads, whose disk hangs: (node, its disk, the answer that waits for that, what the node ended with).
+
+    If it was slow before, it is the log-writer that is at work, and who has the answer to give waits for that.
+    """
     members, failures = {name: Member(name, f"host:{name[1:]}", True, f"id-{name}") for name in ("n1", "n2", "n3")}, []
     disk = MemoryStorage("n1", members)
     node = Node("n1", "host:1", disk, Wires().transport("n1"), Machine(), FAST, failures.append).start()
     with ThreadPoolExecutor(1) as pool:
         try:
             node.handle("n2", 0, AppendEntries(1, "n2", 0, 0))
+            node._save_seconds = float(disk_is_slow)
             disk.ready.clear(), disk.reached.clear()
             waiting = pool.submit(node.handle, "n2", 0, AppendEntries(1, "n2", 0, 0, (Entry(1, 1, COMMAND, b"x"),)))
             assert disk.reached.wait(30)
@@ -150,8 +155,8 @@ LOST = AppendEntries(1, "n2", 9, 1, (), 0, 0, 9)
 
 def test_what_waits_for_the_disk_is_not_confirmed_once_the_loss_is_known():
     """The write that is under way ends well, or fails; nothing is said, the file is not read again, and nothing else is written."""
-    for failure in (None, StorageFailed("an I/O error")):
-        with told_by_n2() as (node, disk, waiting, failures):
+    for failure, disk_is_slow in product((None, StorageFailed("an I/O error")), (False, True)):
+        with told_by_n2(disk_is_slow) as (node, disk, waiting, failures):
             disk.failure, before = failure, len(disk.saves)
             with pytest.raises(Refusal, match="entry 9 was confirmed"):
                 node.handle("n2", 0, LOST)
@@ -164,7 +169,7 @@ def test_what_waits_for_the_disk_is_not_confirmed_once_the_loss_is_known():
 
 
 def test_the_answer_that_cannot_wait_longer_is_none():
-    with told_by_n2() as (node, disk, waiting, _):
+    with told_by_n2(disk_is_slow=True) as (node, disk, waiting, _):
         with pytest.raises(Refusal):
             node.handle("n2", 0, LOST)
         with pytest.raises(Refusal, match="entry 9 was confirmed"):  # the disk still hangs

@@ -93,13 +93,11 @@ RUNTIME = (
         "When the thread that has received entries cannot write them, nobody opens the file again: the node waits for that write for ever.",
         "an error in a thread that nobody joins",
         [Edit(NODE, """
-        except Exception as error:  # the log-writer knows what is to be done
-            with self._lock:
                 self._save_failure = error
                 self._saved_here_locked()
 """, """
-        except Exception as error:
-            log.error("the log cannot be written error=%s", error)
+                log.error("the log cannot be written error=%s", error)
+                self._saved_here_locked()
 """)],
         [TESTS + "test_a_follower_whose_log_fails_comes_back_by_itself"], quick=True),
     Mutant(
@@ -173,11 +171,11 @@ RUNTIME = (
         "An older copy of a server finds out, and the write that is under way is still confirmed.",
         "raftd: a review",
         [Edit(NODE, """
-            with self._lock:
-                if self._raft.lost:
-                    break
+            if self._raft.lost:
+                return
+            self._raft.tick(now)
 """, """
-            with self._lock:
+            self._raft.tick(now)
 """)],
         [OLDER + "test_what_waits_for_the_disk_is_not_confirmed_once_the_loss_is_known"]),
     Mutant(
