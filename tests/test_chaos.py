@@ -13,7 +13,7 @@ from cluster import needs_cgroups, needs_network, needs_strace
 
 BIN_CHAOS = Path(__file__).resolve().parent.parent / "bin/chaos"
 MINUTES = 1
-NOT_IN_EVERY_RUN = {"states that could not be written", "stalled disks", "slow disks", "removals"}  # that depends on who is struck, and when
+NOT_IN_EVERY_RUN = {"states that could not be written", "stalled disks", "slow disks", "removals"}  # depends on who is struck, and when
 
 pytestmark = [pytest.mark.cluster, pytest.mark.root, pytest.mark.slow, needs_network, needs_strace]
 
