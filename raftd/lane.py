@@ -1,9 +1,9 @@
 """The express lane: plain requests of /db that no thread waits for. All others go the ordinary way, to the views of Flask.
 
 A thread for each write that waits is what a busy Python server cannot afford: they all want the interpreter at once, and the
-thread that syncs the log is one among many. So the thread that reads requests proposes a plain one right away, and answers
-when the node tells that it is done. What a request means, and what its answer says, stands in ``db`` and ``answers``; here
-is only which requests are plain.
+thread that syncs the log is one among many. So the thread that reads requests proposes the plain ones, all that it has read in
+one turn together, and answers when the node tells that they are done. What a request means, and what its answer says, stands in
+``db`` and ``answers``; here is only which requests are plain.
 """
 
 import logging
@@ -31,6 +31,7 @@ _UNUSUAL = {"EXPECT", "IF_MATCH", "IF_NONE_MATCH", "IDEMPOTENCY_KEY", "X_RAFT_FE
 MAX_PLAIN_BYTES = 64 * 1024  # with larger bodies the reading thread should not be busy
 MOST_SECONDS_AT_ONCE = 0.02  # of answering, before those have their turn who ask
 MOST_HEADS, MOST_HEAD_BYTES = 1024, 2048  # that are remembered, and in each
+_FIRST_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in HTTPStatus}
 _READS, _ALL = ("GET",), ("GET", "POST", "PUT", "DELETE")
 
 
@@ -75,24 +76,49 @@ class Pending:
         return self._value
 
 
+class Together:
+    """The future of several reads that began as one."""
+
+    __slots__ = ("_reads",)
+
+    def __init__(self, reads):
+        self._reads = reads
+
+    def done(self):
+        return self._reads is None
+
+    def set_result(self, value):
+        reads, self._reads = self._reads, None
+        for read in reads:
+            read.set_result(value)
+
+    def set_exception(self, error):
+        reads, self._reads = self._reads, None
+        for read in reads:
+            read.set_exception(error)
+
+
 class Lane:
     """Takes plain requests off waitress's channels and answers them.
 
-    *wake* makes the reading thread call ``finish`` soon, which alone writes answers; *next_request* is called with a channel whose
-    request is answered while another one waits in it; *otherwise*, with a channel whose request is not for this lane after all.
+    The reading thread calls ``awake`` when it has waited, and ``finish`` before it waits again, which proposes what has been taken
+    and alone writes answers. *wake* ends its wait; *next_request* is called with a channel whose request is answered while another
+    one waits in it; *otherwise*, with a channel whose request is not for this lane after all.
     """
 
     def __init__(self, node, wake, next_request, otherwise):
         self._node, self._wake, self._next_request, self._otherwise = node, wake, next_request, otherwise
         self._most_bytes = min(MAX_PLAIN_BYTES, node.settings.max_value_bytes)
-        self._finished, self._awake = deque(), False
+        self._taken, self._finished = deque(), deque()  # (command, None for a read; Pending); Pending
+        self._awake = False  # the reading thread is, and will call ``finish``
         self._pending = deque()  # in the order of their deadlines, since all have the same time
+        self._last_lines_of = 0, ""
         self._lengths = {}  # the fields of a head -> the length of the body, or None if it is not plain
 
     # In the reading thread
 
     def take(self, channel):
-        """Begin with the request of *channel* if it is a plain one; False if it is not, or if the node refuses it at once."""
+        """Take the request of *channel* if it is a plain one; False if it is not."""
         request = channel.requests[0]
         match = _PLAIN.fullmatch(request.request_uri)
         if not match or request.version != "1.1" or not self._is_plain(request.headers, request.body_bytes_received):
@@ -103,7 +129,8 @@ class Lane:
         body = request.get_body_stream()
         value = body.read()
         body.seek(0)  # for Flask, if the node refuses
-        return self._begin(channel, request.command, key, level, value)
+        self._begin(channel, request.command, key, level, value)
+        return True
 
     def take_bytes(self, channel, data):
         """``take``, if *data* is one whole plain request, without a look at what is the same in all requests of a client.
@@ -124,8 +151,7 @@ class Lane:
         if not self._may_be(command, key, level):
             return False
         channel.requests = [Plain(command, f"/db/{key}", data)]
-        if not self._begin(channel, command, key, level, body):
-            self._otherwise(channel)
+        self._begin(channel, command, key, level, body)
         return True
 
     def _length_in(self, channel, fields):
@@ -149,38 +175,62 @@ class Lane:
             and headers.get("CONNECTION", "keep-alive").lower() == "keep-alive"
 
     def _begin(self, channel, command, key, level, value):
-        """False if the node refuses, and nothing was proposed: Flask comes to the same end, and says so in the client's way."""
+        """Perhaps in the thread of the request before it on this connection, one of Flask's."""
         channel.began = time.monotonic()
         pending = Pending(self, channel, key if command in _READS else None, channel.began + self._node.settings.write_timeout_seconds)
-        try:
-            if level:
-                pending.set_result(True)
-            elif command in _READS:
-                self._node.submit_read(pending)
-            else:
-                self._node.submit(encode(Delete(key) if command == "DELETE" else Set(key, value)), pending)
-        except RaftdError:
-            return False
         self._pending.append(pending)
-        return True
+        if level:
+            pending.set_result(True)
+            return
+        if command in _READS:
+            self._taken.append((None, pending))
+        else:
+            self._taken.append((encode(Delete(key) if command == "DELETE" else Set(key, value)), pending))
+        self._wake_if_it_sleeps()
 
     def hand_over(self, pending):
         """*pending* is done. In any thread, perhaps while the node is locked."""
         self._finished.append(pending)
+        self._wake_if_it_sleeps()
+
+    def _wake_if_it_sleeps(self):
         if not self._awake:
             self._awake = True
             self._wake()
 
+    def awake(self):
+        """Nobody need wake the reading thread from now on, until it calls ``finish``."""
+        self._awake = True
+
     def finish(self):
-        """Answer what is done."""
+        """Begin what is taken, and answer what is done."""
         self._awake, until = False, time.monotonic() + MOST_SECONDS_AT_ONCE
+        self._submit()
         while self._finished and time.monotonic() < until:
             pending = self._finished.popleft()
             if pending.channel is not None:
                 self._answer(self._released(pending), pending)
         if self._finished:
-            self._awake = True
-            self._wake()
+            self._wake_if_it_sleeps()
+
+    def _submit(self):
+        """Whom the node refuses, with nothing proposed, goes to Flask, which comes to the same end and says so in the client's way."""
+        reads, writes = [], []
+        while self._taken:
+            command, pending = self._taken.popleft()
+            if command is None:
+                reads.append(pending)
+            else:
+                writes.append((command, pending))
+        refused = [pending for _, pending in self._node.submit_all(writes)] if writes else []
+        if reads:
+            try:
+                self._node.submit_read(Together(reads))
+            except RaftdError:
+                refused += reads
+        for pending in refused:
+            if pending.channel is not None:
+                self._otherwise(self._released(pending))
 
     def expire(self):
         """Answer what has waited too long, and forget what is answered."""
@@ -238,16 +288,23 @@ class Lane:
         self._write(channel, error.status, fields, (error_line(error) + "\n").encode())
 
     def _write(self, channel, status, fields, body=b""):
-        fields = {**self._node.headers(), **fields, NOT_CACHED[0]: NOT_CACHED[1], "Content-Length": len(body),
-                  "Date": build_http_date(time.time()), "Server": channel.server.adj.ident}
-        head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
-        data = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n{head}\r\n".encode("latin-1") + body
+        lines = [f"{name}: {value}\r\n" for name, value in {**self._node.headers(), **fields}.items()]
+        head = f"{_FIRST_LINES[status]}{''.join(lines)}Content-Length: {len(body)}\r\n{self._last_lines(channel)}"
+        data = head.encode("latin-1") + body
         try:
             channel.answer(data)
         except ClientDisconnected:
             channel.end()
         log_request(channel, channel.requests[0], status, time.monotonic() - channel.began)
         self._release(channel, last="Connection" in fields)
+
+    def _last_lines(self, channel):
+        """What is the same in all heads of a second."""
+        now = int(time.time())
+        if self._last_lines_of[0] != now:
+            self._last_lines_of = now, (f"{NOT_CACHED[0]}: {NOT_CACHED[1]}\r\nDate: {build_http_date(now)}\r\n"
+                                        f"Server: {channel.server.adj.ident}\r\n\r\n")
+        return self._last_lines_of[1]
 
     def _release(self, channel, last):
         """What ``HTTPChannel.service`` does after a request: the next one may begin, unless it was the *last*."""

@@ -301,14 +301,13 @@ class Channel(HTTPChannel):
 
 
 class Wake(trigger):
-    """Lets other threads interrupt waitress's wait for requests: ``pull_trigger`` makes its thread call *finish*.
+    """Lets other threads end waitress's wait for requests: ``pull_trigger``.
 
-    *expire* is called before each wait. Others may pull although it is closed, when the number of its descriptor may already be that of
-    another file, into which waitress's own trigger would write.
+    They may pull although it is closed, when the number of its descriptor may already be that of another file, into which waitress's
+    own trigger would write.
     """
 
-    def __init__(self, sockets, finish, expire):
-        self._finish, self._expire = finish, expire
+    def __init__(self, sockets):
         self._open = threading.Lock()  # held while it is pulled or closed
         super().__init__(sockets)
         os.set_blocking(self.trigger, False)
@@ -323,23 +322,9 @@ class Wake(trigger):
         with self._open:
             super().close()
 
-    def readable(self):
-        self._run(self._expire)
-        return True
-
     def handle_read(self):
-        try:
+        with suppress(OSError):
             self.recv(8192)
-        except OSError:
-            return
-        self._run(self._finish)
-
-    @staticmethod
-    def _run(function):
-        try:
-            function()
-        except Exception:  # waitress would end the loop that serves everybody, or this trigger
-            log.exception("waiting requests could not be answered")
 
 
 class Backlog:
@@ -458,11 +443,12 @@ class Listener:
         self._server.raft_headers, self._server.max_value_bytes = node.headers, settings.max_value_bytes
         self._dispatcher.lane = self._server.lane = Lane(
             node, lambda: self._wake.pull_trigger(), self._dispatcher.add_task, self._dispatcher.add_client_task)
-        self._wake, self._stopping = Wake(self._sockets, self._finish, self._before_wait), False
+        self._wake, self._stopping = Wake(self._sockets), False
+        self._sockets.before_wait, self._sockets.after_wait = self._before_wait, self._server.lane.awake
         self._server.trigger.close()
         self._server.trigger = self._wake
         self._server.asyncore = self._sockets  # whose loop it runs
-        self._sockets.always_asked = [self._wake, self._server]
+        self._sockets.always_asked = [self._server]
         self._thread = threading.Thread(target=self._server.run, name="http")
 
     def start(self):
@@ -481,10 +467,16 @@ class Listener:
     # In waitress's thread
 
     def _before_wait(self):
-        self._dispatcher.lane.expire()
-        self._server.backlog.shed()
+        try:
+            self._dispatcher.lane.finish()
+            self._dispatcher.lane.expire()
+            self._server.backlog.shed()
+        except Exception:  # it must not end the loop that serves everybody
+            log.exception("waiting requests could not be answered")
         if not self._server.accepting and not self._stopping and time.monotonic() >= self._accept_again_at:
             self._server.accepting = True
+        if self._stopping:
+            wasyncore.close_all(self._sockets)
 
     def _accept(self):
         """A new connection, or None. Without a descriptor for it waitress would try again at once, and again, with a line of log each."""
@@ -505,12 +497,6 @@ class Listener:
         for channel in list(self._server.active_channels.values()):
             if channel.last_activity < now - self._server.adj.channel_timeout and (channel.total_outbufs_len or not channel.requests):
                 channel.drop()
-
-    def _finish(self):
-        """Whenever somebody has pulled."""
-        self._dispatcher.lane.finish()
-        if self._stopping:
-            wasyncore.close_all(self._sockets)
 
 
 def _allowed_connections(wanted):

@@ -153,6 +153,7 @@ class Node:
         self._started_at = time.monotonic()
         self._raft = self._restore(storage.load())
         self._seen = (self._raft.role, self._raft.term, self._raft.configuration)
+        self._told = self._who_leads_locked()
         self._draining = False
 
     # Start and stop
@@ -269,6 +270,7 @@ class Node:
     def _role_changed_locked(self):
         raft, (old_role, old_term, old_configuration) = self._raft, self._seen
         self._seen = (raft.role, raft.term, raft.configuration)
+        self._told = self._who_leads_locked()
         if old_configuration is not raft.configuration:
             voters, members = raft.configuration.voters, raft.configuration.members
             log.info("members index=%s voters=%s learners=%s", raft.configurations.latest_index, ",".join(voters) or "none",
@@ -338,20 +340,42 @@ class Node:
         """
         return self._wait_for_commit(self.submit(command), timeout)
 
-    def submit(self, command, future=None):
+    def submit(self, command):
         """``propose`` without waiting: a Future of what it returns or raises, but for CommitTimeout, which is for the caller to say.
 
         Raises at once what means that nothing was proposed. Callbacks of the future run while the node is locked: they may only
-        hand the matter over to another thread. *future* may be anything with ``done``, ``set_result`` and ``set_exception``.
+        hand the matter over to another thread.
         """
         with self._lock:
             self._check_running_locked()
-            return self._propose_locked(self._raft.propose, command, len(command), future)
+            return self._propose_locked(self._raft.propose, command, len(command))
+
+    def submit_all(self, proposals):
+        """``submit`` for many pairs (command, future), in their order, for the price of one. Returns those of which nothing was proposed.
+
+        A future may be anything with ``done``, ``set_result`` and ``set_exception``.
+        """
+        with self._lock:
+            try:
+                self._check_running_locked()
+            except RaftdError:
+                return proposals
+            self._raft.tick(time.monotonic())
+            refused = [proposal for proposal in proposals if not self._submit_locked(*proposal)]
+            self._settle_locked()
+            return refused
+
+    def _submit_locked(self, command, future):
+        try:
+            self._append_locked(self._raft.propose, command, len(command), future)
+        except RaftdError:
+            return False
+        return True
 
     def submit_read(self, future=None):
         """The beginning of a linearizable read, without waiting: a Future of the index at which the state may be asked now.
 
-        0 means: ask again. Raises NoLeader, StorageFailed, Stopping at once. As to *future* and callbacks, see ``submit``.
+        0 means: ask again. Raises NoLeader, StorageFailed, Stopping at once. As to *future*, see ``submit_all``; to callbacks, ``submit``.
         """
         with self._lock:
             self._check_running_locked()
@@ -369,27 +393,31 @@ class Node:
         self._settle_locked()
         return future
 
-    def _propose_locked(self, append, command, size, future=None):
+    def _propose_locked(self, append, command, size):
+        future = Future()
+        self._raft.tick(time.monotonic())
+        try:
+            self._append_locked(append, command, size, future)
+        finally:
+            self._settle_locked()
+        return future
+
+    def _append_locked(self, append, command, size, future):
         """*append* is the core's method for this kind of entry."""
         if self._draining:
             raise Stopping()
         if len(self._proposals) >= self.settings.max_waiting_writes or self._waiting_bytes + size > self.settings.max_waiting_bytes:
             raise Overloaded(f"{len(self._proposals)} writes of {self._waiting_bytes} bytes are waiting; try again in a second")
-        self._raft.tick(time.monotonic())
         try:
             entry = append(command)
         except NotLeader:
             raise NotLeader(leader=self._leader_url_locked()) from None
         except NoQuorum as error:
             raise NoQuorum(f"{error}{self._lost_peers_locked()}") from None
-        finally:
-            self._settle_locked()
-        future = future or Future()
         if entry.index in self._proposals:  # of an earlier term, in whose place this one stands now
             self._drop_proposal_locked(entry.index, LeadershipLost())
         self._proposals[entry.index] = Proposal(entry.term, future, size)
         self._waiting_bytes += size
-        return future
 
     def _drop_proposal_locked(self, index, error):
         proposal = self._proposals.pop(index)
@@ -492,11 +520,11 @@ class Node:
 
     def headers(self):
         """The X-Raft-... headers that every answer carries."""
-        raft, leader = self._raft, self._leader_url_locked()  # without the lock: each is one value, and they need not be of one moment
-        headers = {"X-Raft-Index": str(raft.last_applied), "X-Raft-Term": str(raft.term), "X-Raft-Node": self.name}
-        if leader:
-            headers["X-Raft-Leader"] = leader
-        return headers
+        return {"X-Raft-Index": str(self._raft.last_applied), **self._told}  # without the lock: they need not be of one moment
+
+    def _who_leads_locked(self):
+        told, leader = {"X-Raft-Term": str(self._raft.term), "X-Raft-Node": self.name}, self._leader_url_locked()
+        return {**told, "X-Raft-Leader": leader} if leader else told
 
     @property
     def cluster(self):

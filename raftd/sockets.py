@@ -21,6 +21,7 @@ class Sockets(dict):
         self._waits_for = {}  # descriptor -> events; one for which nothing is awaited is not there, like one that epoll has not
         self._changed = deque()
         self.always_asked = []  # those that do something whenever they are asked
+        self.before_wait = self.after_wait = lambda: None  # are called then
 
     def __setitem__(self, descriptor, dispatcher):
         super().__setitem__(descriptor, dispatcher)
@@ -48,6 +49,7 @@ class Sockets(dict):
         try:
             while self:
                 self._serve(timeout)
+                self.before_wait()
         finally:
             self._epoll.close()
 
@@ -56,7 +58,9 @@ class Sockets(dict):
             self._ask(dispatcher)
         while self._changed:
             self._ask(self._changed.popleft())
-        for descriptor, events in self._epoll.poll(timeout):
+        happened = self._epoll.poll(timeout)
+        self.after_wait()
+        for descriptor, events in happened:
             dispatcher = self.get(descriptor)
             if dispatcher is not None:  # else it was closed meanwhile
                 wasyncore.readwrite(dispatcher, events)

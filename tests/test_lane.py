@@ -48,7 +48,16 @@ class LaneNode(StubNode):
         else:
             future.set_result(value)
 
-    def submit(self, command, future):
+    def submit_all(self, proposals):
+        refused = []
+        for command, future in proposals:
+            try:
+                self._submit(command, future)
+            except errors.RaftdError:
+                refused.append((command, future))
+        return refused
+
+    def _submit(self, command, future):
         command = decode(command)
         self.calls.append(("submit", command))
         if self.refusal:
@@ -660,6 +669,55 @@ def test_who_asks_has_a_turn_however_much_there_is_to_answer(node, monkeypatch):
     assert (answered, woken) == (list(range(10)), [0, 4, 8]), "four at a time, and it is woken again for the rest, and only then"
 
 
+class Asked:
+    """A channel with a plain request, for a lane that only begins with it."""
+
+    addr = ("127.0.0.1", 1)
+
+    def __init__(self, number):
+        self.number, self.requests, self.began = number, [], 0.0
+
+    def asks(self, one, method):
+        data = f"{method} /db/k{self.number} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n".encode()
+        one._lengths[b"Host: localhost\r\nContent-Length: 0"] = 0
+        assert one.take_bytes(self, data)
+
+
+def test_of_many_that_are_read_in_one_turn_only_the_refused_go_to_flask(node):
+    """All are proposed together, and reads begin as one."""
+    calls, otherwise = [], []
+    node.submit_all = lambda proposals: calls.append(len(proposals)) or proposals[1:2]
+    node.submit_read = lambda future: calls.append("reads") or future.set_exception(errors.NoQuorum("none"))
+    one = lane.Lane(node, lambda: None, None, lambda channel: otherwise.append(channel.number))
+    one._answer = lambda channel, pending: calls.append((channel.number, type(pending.error)))
+    for number, method in enumerate(["POST", "GET", "PUT", "GET", "DELETE"]):
+        Asked(number).asks(one, method)
+    assert calls == []
+    one.finish()
+    assert (calls, otherwise) == ([3, "reads", (1, errors.NoQuorum), (3, errors.NoQuorum)], [2])
+
+
+def test_reads_that_are_refused_go_to_flask(node):
+    otherwise, node.refusal = [], errors.NoLeader()
+    one = lane.Lane(node, lambda: None, None, lambda channel: otherwise.append(channel.number))
+    for number in range(3):
+        Asked(number).asks(one, "GET")
+    one.finish()
+    assert otherwise == [0, 1, 2] and node.calls == [("submit_read",)]
+
+
+def test_who_has_something_for_a_thread_that_sleeps_wakes_it_once(node):
+    woken, node.holds = [], lambda command: True
+    one = lane.Lane(node, lambda: woken.append(True), None, None)
+    for _ in range(2):
+        Asked(1).asks(one, "POST")
+    assert woken == [True]
+    one.finish()
+    one.awake()
+    Asked(2).asks(one, "POST")
+    assert woken == [True], "it is awake, and looks before it sleeps"
+
+
 def test_a_client_that_does_not_read_its_answers_holds_nobody_up(node, port):
     """waitress makes who writes wait while much is unsent; the thread that reads requests is the one that sends, and must not."""
     node.found = Found(b"x" * (1 << 20), 41, 1040)
@@ -730,7 +788,7 @@ def test_a_stop_may_find_that_it_was_seen_before_it_was_said(node):
 
 def test_who_wakes_a_closed_listener_writes_into_no_other_file(tmp_path):
     """Whatever is answered late, its number may be that of the log by then."""
-    wake = listener.Wake({}, lambda: None, lambda: None)
+    wake = listener.Wake({})
     number = wake.trigger
     wake.close()
     with open(tmp_path / "precious", "w") as file:
@@ -741,7 +799,7 @@ def test_who_wakes_a_closed_listener_writes_into_no_other_file(tmp_path):
 
 
 def test_who_wakes_a_listener_that_does_not_look_does_not_wait():
-    wake = listener.Wake({}, lambda: None, lambda: None)
+    wake = listener.Wake({})
     for _ in range(100_000):
         wake.pull_trigger()
     wake.close()

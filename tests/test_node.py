@@ -6,7 +6,7 @@ import random
 import threading
 import time
 from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
@@ -431,6 +431,25 @@ def test_too_many_waiting_writes_are_refused_at_once():
         assert len({write.result().index for write in writes}) == 10
         assert leader.propose(b"again", 5).result == b"AGAIN"
         assert b"one too many" not in nodes.commands_everywhere()
+
+
+def test_of_many_that_are_proposed_at_once_those_are_refused_for_which_there_is_no_room():
+    """The others are proposed in their order, whoever comes before them."""
+    with group(1, replace(PATIENT, max_waiting_bytes=1000)) as nodes:
+        leader = nodes.leader()
+        proposals = [(command, Future()) for command in (b"a", bytes(2000), b"b", b"c")]
+        assert leader.submit_all(proposals) == [proposals[1]]
+        assert [future.result(5).result for _, future in proposals[:1] + proposals[2:]] == [b"A", b"B", b"C"]
+        assert nodes.commands_everywhere() == [b"a", b"b", b"c"]
+
+
+def test_many_that_are_proposed_to_a_follower_are_refused_all():
+    with group() as nodes:
+        follower, = nodes.followers(nodes.leader())[:1]
+        proposals = [(b"a", Future()), (b"b", Future())]
+        assert follower.submit_all(proposals) == proposals
+        follower.halt()
+        assert follower.submit_all(proposals) == proposals and not any(future.done() for _, future in proposals)
 
 
 def test_too_many_waiting_bytes_are_refused():

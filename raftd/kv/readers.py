@@ -79,20 +79,20 @@ class Readers:
 
     def _take(self):
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or not self._excluded)
+            while self._excluded and not self._closed:
+                self._changed.wait()
             if self._closed:
                 raise Stopping()
             self._busy += 1
             return self._idle.pop() if self._idle else None
 
     def _give_back(self, connection):
-        with self._changed:
-            keep = connection is not None and len(self._idle) < _MOST_IDLE
-            if keep:
-                self._idle.append(connection)
-        if connection is not None and not keep:
+        if connection is not None and len(self._idle) >= _MOST_IDLE:  # about: many may come to that at once
             connection.close()
+            connection = None
         with self._changed:
+            if connection is not None:
+                self._idle.append(connection)
             self._busy -= 1
             if not self._busy:
                 self._changed.notify_all()

@@ -19,7 +19,7 @@ from fuzzing import Finding, answers, rarely
 from fuzzing.conversations import conversation
 from raftd import listener
 from raftd.config import Settings
-from raftd.errors import CommitTimeout, NoQuorum, NotLeader, Overloaded, Refusal, StorageFailed, Stopping
+from raftd.errors import CommitTimeout, NoQuorum, NotLeader, Overloaded, RaftdError, Refusal, StorageFailed, Stopping
 from raftd.kv import Found, Outcome, decode
 from raftd.node import Applied
 from raftd.server import Server
@@ -47,8 +47,14 @@ class NotingNode:
         self.marks += 1
         return FIRST_MARK + self.marks
 
-    def submit(self, command, future):
-        future.set_result(self.propose(command, 1))
+    def submit_all(self, proposals):
+        refused = []
+        for command, future in proposals:
+            try:
+                future.set_result(self.propose(command, 1))
+            except RaftdError:
+                refused.append((command, future))
+        return refused
 
     def propose(self, command, timeout):
         decode(command)
@@ -213,7 +219,9 @@ class Surface:
         """The thread that reads requests, and in turn with it those that answer them, until nothing moves any more."""
         quiet = 0
         while quiet < 2 or self._has_more_to_read():
+            self._server._map.before_wait()
             wasyncore.poll2(0, self._server._map)
+            self._server._map.after_wait()
             quiet += 1
             while self.queue.queue:
                 self.queue.queue.popleft().service()

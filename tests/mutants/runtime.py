@@ -44,11 +44,11 @@ RUNTIME = (
         "section 5.3; the original raftd",
         [Edit(NODE, """
         self._waiting_bytes += size
-        return future
+
 """, """
         self._waiting_bytes += size
         _resolve(future, Applied(entry.index, None))
-        return future
+
 """)],
         [TESTS + "test_a_write_is_applied_on_all_in_order_and_answers_what_the_machine_said",
          TESTS + "test_a_write_that_is_not_committed_in_time_says_perhaps"], quick=True),

@@ -17,11 +17,11 @@ WEB = (
         "A plain read is answered with what is here, without asking the leader.",
         "etcd 0.4.1 and Consul (Jepsen 2014)",
         [Edit(LANE, """
-            if level:
-                pending.set_result(True)
+        if level:
+            pending.set_result(True)
 """, """
-            if level or command in _READS:
-                pending.set_result(True)
+        if level or command in _READS:
+            pending.set_result(True)
 """)],
         [LANE_TESTS + "test_a_read_is_answered_as_flask_answers_it"], quick=True),
     Mutant(
@@ -89,10 +89,30 @@ WEB = (
         "a lost wake-up",
         [Edit(LANE, """
         if self._finished:
-            self._awake = True
-            self._wake()
+            self._wake_if_it_sleeps()
 """, "")],
         [LANE_TESTS + "test_who_asks_has_a_turn_however_much_there_is_to_answer"]),
+    Mutant(
+        "lane-leaves-who-is-refused",
+        "A write that the node refuses together with others is never answered.",
+        "a lost answer",
+        [Edit(LANE, "refused = [pending for _, pending in self._node.submit_all(writes)] if writes else []", """
+        refused = []
+        if writes:
+            self._node.submit_all(writes)
+""")],
+        [LANE_TESTS + "test_of_many_that_are_read_in_one_turn_only_the_refused_go_to_flask"]),
+    Mutant(
+        "lane-sleeps-on-what-is-taken",
+        "Nobody wakes the reading thread for a request that another thread has taken.",
+        "a lost wake-up",
+        [Edit(LANE, """
+            self._taken.append((encode(Delete(key) if command == "DELETE" else Set(key, value)), pending))
+        self._wake_if_it_sleeps()
+""", """
+            self._taken.append((encode(Delete(key) if command == "DELETE" else Set(key, value)), pending))
+""")],
+        [LANE_TESTS + "test_who_has_something_for_a_thread_that_sleeps_wakes_it_once"]),
     Mutant(
         "condition-evaluated-at-proposal",
         "A condition is looked at when the write arrives, not when it is applied: two writers both win.",
