@@ -75,7 +75,7 @@ class Raft:
     SLOWEST_DISK_BYTES_PER_SECOND = 8 << 20  # a large write may take as much longer
     MAX_COMPACTED_ENTRIES = 1000  # forgotten in one write
     SNAPSHOT_PATIENCE_SECONDS = 30.0  # a snapshot for a peer that has been silent for so long is given up
-    NOTICE_SECONDS = 0.005  # a new commit_index waits this long for a request with entries to carry it to a peer
+    NOTICE_SECONDS = 0.01  # a new commit_index waits this long for a request with entries to carry it to a peer
     TURN_SECONDS = 0.02  # so far apart stand those who have lost their leader: a few times what asking for votes takes
 
     def __init__(self, name, hard_state, log, configurations, applied, settings, random, now):
