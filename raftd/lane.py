@@ -180,7 +180,7 @@ class Lane:
         pending = Pending(self, channel, key if command in _READS else None, channel.began + self._node.settings.write_timeout_seconds)
         self._pending.append(pending)
         if level:
-            pending.set_result(True)
+            self._node.submit_stale_read(pending)
             return
         if command in _READS:
             self._taken.append((None, pending))
@@ -269,7 +269,7 @@ class Lane:
                 self._write(channel, 200, done_fields(applied.index, etag))
         elif pending.result() and not self._node.is_installing:
             try:
-                self._answer_value(channel, self._node.read(Get(pending.key), "stale"))  # the state is new enough by now
+                self._answer_value(channel, self._node.look_up(Get(pending.key)))  # the state is new enough by now
             except RaftdError as failure:
                 self._answer_error(channel, failure)
         else:

@@ -11,8 +11,8 @@ A node knows neither SQLite nor HTTP, nor what a command means. It is handed
 storage        ``load()``, ``save(unsaved)``, ``reopen()``, ``lost(index, term)``, ``close()``: see ``raftd.storage.Storage``
 transport      ``connection(link)``, whose ``call(member, request, configuration_index)``, ``interrupt()`` and ``close()`` reach a
                peer, ``identify(address)`` and ``refuses(address)``: see ``raftd.transport.Transport``
-state machine  ``position``, ``apply``, ``read``, ``checkpoint``, ``snapshot``, ``receive``, ``install``, ``close``: see
-               ``raftd.kv.KeyValueStore``
+state machine  ``position``, ``foresee``, ``apply``, ``read``, ``checkpoint``, ``snapshot``, ``receive``, ``install``, ``close``:
+               see ``raftd.kv.KeyValueStore``
 """
 
 import logging
@@ -53,6 +53,9 @@ from raftd.raft.roles import Candidate, Leader
 log = logging.getLogger(__name__)
 
 MAX_APPLY_BYTES = 1 << 20  # commands in one transaction of the state machine
+APPLY_PAUSE_SECONDS = 0.02  # so long committed entries may wait for others, to be applied together, if nobody waits for them
+MAX_UNAPPLIED, MAX_UNAPPLIED_BYTES = 512, 1 << 20  # no more of them wait for that
+MAX_ANSWERED_AHEAD = 8192  # entries; a state machine that is further behind makes all who write wait for it
 MAX_READY_LAG = 20_000  # entries; more than a busy server has in flight: one further behind is not ready
 FAILURES_IN_A_ROW = 5  # of entries to a peer that answers what is small: then it is worth a line in the log
 MAX_BEHIND = 50_000  # entries that a follower takes before those it has are written and applied
@@ -72,11 +75,12 @@ class Applied(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """A command that somebody waits for."""
+    """A command that somebody waits for. ``foreseen``: what the state machine will say, if that depends on nothing; None if it does."""
 
     term: int
     future: Future
     size: int
+    foreseen: Any
 
 
 @dataclass(eq=False)
@@ -133,6 +137,8 @@ class Node:
         self._proposals, self._waiting_bytes = {}, 0
         self._orphans_fail_at = None  # when proposals of a leader that was deposed give up learning their fate
         self._applied_waiters = []  # (index, future)
+        self._answered_index = 0  # of the last write that was answered
+        self._apply_at, self._applied_size = math.inf, 0  # when the applier wakes by itself; the size of the log when it last applied
         self._links, self._lost_peers = {}, {}
         self._writer_idle = self._applier_idle = True
         self._saving_here = False  # the log is being written by a thread that has an answer to give, not by the log-writer
@@ -153,6 +159,7 @@ class Node:
         self._started_at = time.monotonic()
         self._raft = self._restore(storage.load())
         self._seen = (self._raft.role, self._raft.term, self._raft.configuration)
+        self._seen_commit = self._raft.commit_index
         self._told = self._who_leads_locked()
         self._draining = False
 
@@ -245,7 +252,9 @@ class Node:
                     _resolve(answer.context, answer.reply)
         if self._writer_idle and raft.has_unsaved:
             self._writer_wake.notify()
-        if self._applier_idle and raft.has_committed:
+        if raft.commit_index != self._seen_commit:
+            self._answer_committed_locked()
+        if self._applier_idle and raft.has_committed and (self._apply_at == math.inf or self._must_apply_locked()):
             self._applier_wake.notify()
         if self._seen[0] is not raft.role or self._seen[1] != raft.term or self._seen[2] is not raft.configuration:
             self._role_changed_locked()
@@ -256,6 +265,34 @@ class Node:
                 if link.idle and (self._has_work_locked(link) or self._due_locked(link) < link.due):
                     link.idle = False
                     link.wake.notify()
+
+    def _answer_committed_locked(self):
+        """A write whose outcome does not depend on the state is answered when it is committed; all others when they are applied.
+
+        Who reads afterwards finds it: a read waits until it is applied (thesis 6.4; ``_answered_index``).
+        """
+        first, commit_index = self._seen_commit + 1, self._raft.commit_index
+        self._seen_commit = commit_index
+        if not self._proposals or commit_index - self._raft.last_applied > MAX_ANSWERED_AHEAD:
+            return
+        for index in range(first, commit_index + 1):
+            proposal = self._proposals.get(index)
+            if proposal and proposal.foreseen is not None and self._raft.log.term_at(index) == proposal.term:
+                self._answer_locked(index, self._proposals.pop(index), proposal.foreseen)
+        if self._draining:
+            self._changed.notify_all()
+
+    def _answer_locked(self, index, proposal, result):
+        self._waiting_bytes -= proposal.size
+        self._answered_index = index
+        _resolve(proposal.future, Applied(index, result))
+
+    def _must_apply_locked(self):
+        """True if committed entries should not wait for others to be applied with: somebody waits for them, or they are many."""
+        raft = self._raft
+        return bool(self._applied_waiters) or raft.commit_index - raft.last_applied >= MAX_UNAPPLIED \
+            or raft.log.size - self._applied_size >= MAX_UNAPPLIED_BYTES \
+            or (bool(self._proposals) and next(iter(self._proposals)) <= raft.commit_index)
 
     def _tick_locked(self):
         """Tell the core the time; not while it is only to be thrown away."""
@@ -416,7 +453,8 @@ class Node:
             raise NoQuorum(f"{error}{self._lost_peers_locked()}") from None
         if entry.index in self._proposals:  # of an earlier term, in whose place this one stands now
             self._drop_proposal_locked(entry.index, LeadershipLost())
-        self._proposals[entry.index] = Proposal(entry.term, future, size)
+        foreseen = self._state_machine.foresee(entry.index, command) if entry.kind == COMMAND else None
+        self._proposals[entry.index] = Proposal(entry.term, future, size, foreseen)
         self._waiting_bytes += size
 
     def _drop_proposal_locked(self, index, error):
@@ -434,17 +472,37 @@ class Node:
     def read(self, query, level="linearizable", min_index=0, timeout=5.0):
         """The state machine's answer to *query*.
 
-        ``linearizable``: never older than any write that was answered before this call (thesis 6.4). ``stale``: the state of this node now.
-        Either way at least as new as *min_index*. Raises NoLeader, NoQuorum, StorageFailed, Stopping.
+        ``linearizable``: never older than any write that was answered before this call (thesis 6.4). ``stale``: the state of this node
+        now, with all writes that it has answered itself. Either way at least as new as *min_index*. Raises NoLeader, NoQuorum,
+        StorageFailed, Stopping.
         """
         deadline = time.monotonic() + timeout
         if self._stopping.is_set():
             raise Stopping()
         if level == "linearizable":
             min_index = max(min_index, self._read_index(deadline))
+        elif not self._has_what_it_answered:
+            min_index = max(min_index, self._answered_index)
         if min_index:
             self._wait_until_applied(min_index, deadline)
         return self._state_machine.read(query)
+
+    @property
+    def _has_what_it_answered(self):
+        """True if a stale read need not wait; also if it might wait for long. Needs no lock: each is one value."""
+        return self._answered_index <= self._raft.last_applied or bool(self._raft.withdrawn) or bool(self._silent)
+
+    def look_up(self, query):
+        """``read`` in the state as it is, whatever has been written: for who knows that it is new enough."""
+        return self._state_machine.read(query)
+
+    def submit_stale_read(self, future):
+        """The beginning of a stale read, as ``submit_read`` is that of a linearizable one."""
+        if self._has_what_it_answered:
+            future.set_result(self._answered_index or 1)
+            return
+        with self._lock:
+            self._wake_when_applied_locked(self._answered_index, future)
 
     def _read_index(self, deadline):
         """Where the state machine stands, far enough. A node without a leader waits for one as long as an election takes, no longer."""
@@ -1135,6 +1193,7 @@ class Node:
                     continue
                 self._raft = self._restore(saved)
                 self._silent = self._catch_up_to = None
+                self._seen_commit = self._raft.commit_index
                 self._settle_locked()
                 for link in self._all_links_locked():
                     link.wake.notify()
@@ -1150,12 +1209,8 @@ class Node:
         unchecked_entries, unchecked_bytes = self._raft.last_applied - self._raft.log.snapshot_index, self._raft.log.size
         while True:
             with self._lock:
-                while not self._has_work_for_applier_locked():
-                    if self._stopping.is_set():
-                        return
-                    self._applier_idle, self._applying_since = True, None
-                    self._changed.notify_all()
-                    self._applier_wake.wait()
+                if not self._wait_for_committed_locked():
+                    return
                 self._applier_idle, self._applying_since = False, None if self._install else time.monotonic()
                 install, entries = self._install, () if self._silent else self._raft.take_committed(MAX_APPLY_BYTES)
                 configuration = self._raft.configurations.at(entries[-1].index)[1].encode() if entries else None
@@ -1182,6 +1237,21 @@ class Node:
                 unchecked_entries = unchecked_bytes = 0
                 self._compact()
 
+    def _wait_for_committed_locked(self):
+        """False when the node stops. Entries that nobody waits for are given a little time to become more."""
+        while True:
+            has_work, now = self._has_work_for_applier_locked(), time.monotonic()
+            if has_work and (now >= self._apply_at or self._install or self._raft.withdrawn or self._must_apply_locked()):
+                self._apply_at, self._applied_size = math.inf, self._raft.log.size
+                return True
+            if self._stopping.is_set():
+                return False
+            if not self._applier_idle:
+                self._applier_idle, self._applying_since = True, None
+                self._changed.notify_all()
+            self._apply_at = min(self._apply_at, now + APPLY_PAUSE_SECONDS) if has_work else math.inf
+            self._applier_wake.wait(self._apply_at - now if has_work else None)
+
     def _has_work_for_applier_locked(self):
         """A state that could not be written is tried again although there is nothing to apply, or nothing may be."""
         raft = self._raft
@@ -1201,10 +1271,10 @@ class Node:
                 proposal = self._proposals.pop(entry.index, None)
                 if proposal is None:
                     continue
-                self._waiting_bytes -= proposal.size
                 if proposal.term == entry.term:
-                    _resolve(proposal.future, Applied(entry.index, results.get(entry.index)))
+                    self._answer_locked(entry.index, proposal, results.get(entry.index))
                 else:
+                    self._waiting_bytes -= proposal.size
                     _fail(proposal.future, Discarded("another leader put another entry in its place"))
             self._wake_applied_waiters_locked()
             if self._draining or any(entry.kind != COMMAND for entry in entries):
@@ -1221,6 +1291,8 @@ class Node:
             _resolve(future, index)
         else:
             self._applied_waiters.append((index, future))
+            if self._applier_idle and self._raft.has_committed:
+                self._applier_wake.notify()
 
     def _state_failed(self, error):
         """The state cannot be written: lead no longer, and try again until it can."""

@@ -73,6 +73,12 @@ class LaneNode(StubNode):
             raise self.refusal
         self._settle(future, self.read_result)
 
+    def submit_stale_read(self, future):
+        future.set_result(1041)
+
+    def look_up(self, query):
+        return self.read(query, "stale")
+
     def release(self, command, future):
         future.set_result(Applied(1041, self.outcome))
 

@@ -115,7 +115,11 @@ class Machine:
         self.commands, self.batches, self.closed, self.chunks = [], [], False, 0
         self.ready, self.reached = threading.Event(), threading.Event()
         self.failure = self._incoming = None
+        self.foresees = False
         self.ready.set()
+
+    def foresee(self, index, command):
+        return command.upper() if self.foresees else None
 
     def apply(self, batch, index, term, configuration):
         self.reached.set()

@@ -123,6 +123,20 @@ def decode(data):
     return Set(key, bytes(data[end:]), conditions) if operation == _SET else Delete(key, conditions)
 
 
+def foresee(index, data):
+    """The Outcome of the command in *data*, the entry at *index*, if that depends on nothing but these two; else None."""
+    if len(data) < _PREFIX.size:
+        return None
+    version, operation, kinds, key_length = _PREFIX.unpack_from(data)
+    if (version, operation, kinds) != (_VERSION, _SET, 0) or _PREFIX.size + key_length > len(data):
+        return None
+    try:
+        str(data[_PREFIX.size : _PREFIX.size + key_length], "utf-8")
+    except UnicodeDecodeError:
+        return None
+    return Outcome("written", index)
+
+
 def _unknown(what):
     return UnknownCommand(f"this raftd does not know a command in the log ({what}); upgrade it")
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from raftd import sqlitefile
 from raftd.errors import REPLACE_NODE, DamagedFiles, StartupError, Stopping, StorageFailed
 from raftd.kv import database, execution
-from raftd.kv.commands import Get, decode
+from raftd.kv.commands import Get, decode, foresee
 from raftd.kv.readers import Readers
 from raftd.kv.snapshot import BadSnapshot, Incoming, Snapshot, copy
 from raftd.sqlitefile import check_is_still, file_id, present, storage_errors
@@ -81,6 +81,11 @@ class KeyValueStore:
         self._commands_in_wal += len(batch)
         self._bytes_in_wal += sum(len(data) for _, data in batch)
         return outcomes
+
+    @staticmethod
+    def foresee(index, command):
+        """The Outcome that ``apply`` will give to *command*, bytes, at *index*, whatever the state is; None if it depends on that."""
+        return foresee(index, command)
 
     def read(self, query):
         """The answer to a Get, as Found; never waits for ``apply``. Raises StorageFailed if it is not as it was written."""

@@ -74,6 +74,11 @@ class NotingNode:
     def submit_read(self, future):
         future.set_result(1)
 
+    submit_stale_read = submit_read
+
+    def look_up(self, query):
+        return self.found
+
     def read(self, query, level="linearizable", min_index=0, timeout=5.0):
         return self.found
 
