@@ -53,7 +53,7 @@ from raftd.raft.roles import Candidate, Leader
 log = logging.getLogger(__name__)
 
 MAX_APPLY_BYTES = 1 << 20  # commands in one transaction of the state machine
-APPLY_PAUSE_SECONDS = 0.02  # so long committed entries may wait for others, to be applied together, if nobody waits for them
+APPLY_PAUSE_SECONDS = 0.05  # so long committed entries may wait for others, to be applied together, if nobody waits for them
 MAX_UNAPPLIED, MAX_UNAPPLIED_BYTES = 512, 1 << 20  # no more of them wait for that
 MAX_ANSWERED_AHEAD = 8192  # entries; a state machine that is further behind makes all who write wait for it
 MAX_READY_LAG = 20_000  # entries; more than a busy server has in flight: one further behind is not ready

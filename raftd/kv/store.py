@@ -25,7 +25,7 @@ from raftd.sqlitefile import check_is_still, file_id, present, storage_errors
 log = logging.getLogger(__name__)
 
 # The WAL is moved into the file after this much was applied, so that it stays small whenever the caller asks for a checkpoint.
-_CHECKPOINT_COMMANDS = 8192
+_CHECKPOINT_COMMANDS = 2048
 _CHECKPOINT_BYTES = 16 << 20
 _VERIFIED_AT_ONCE_BYTES = 64 << 10
 
