@@ -54,7 +54,7 @@ log = logging.getLogger(__name__)
 
 MAX_APPLY_BYTES = 1 << 20  # commands in one transaction of the state machine
 APPLY_PAUSE_SECONDS = 0.05  # so long committed entries may wait for others, to be applied together, if nobody waits for them
-MAX_UNAPPLIED, MAX_UNAPPLIED_BYTES = 512, 1 << 20  # no more of them wait for that
+MAX_UNAPPLIED, MAX_UNAPPLIED_BYTES = 512, 1 << 20  # entries, and bytes of commands, that do not wait any longer
 MAX_ANSWERED_AHEAD = 8192  # entries; a state machine that is further behind makes all who write wait for it
 MAX_READY_LAG = 20_000  # entries; more than a busy server has in flight: one further behind is not ready
 FAILURES_IN_A_ROW = 5  # of entries to a peer that answers what is small: then it is worth a line in the log
@@ -138,7 +138,7 @@ class Node:
         self._orphans_fail_at = None  # when proposals of a leader that was deposed give up learning their fate
         self._applied_waiters = []  # (index, future)
         self._answered_index = 0  # of the last write that was answered
-        self._apply_at, self._applied_size = math.inf, 0  # when the applier wakes by itself; the size of the log when it last applied
+        self._apply_at, self._unapplied_bytes = math.inf, 0  # when the applier wakes by itself; of commands that are committed
         self._links, self._lost_peers = {}, {}
         self._writer_idle = self._applier_idle = True
         self._saving_here = False  # the log is being written by a thread that has an answer to give, not by the log-writer
@@ -253,7 +253,7 @@ class Node:
         if self._writer_idle and raft.has_unsaved:
             self._writer_wake.notify()
         if raft.commit_index != self._seen_commit:
-            self._answer_committed_locked()
+            self._committed_locked()
         if self._applier_idle and raft.has_committed and (self._apply_at == math.inf or self._must_apply_locked()):
             self._applier_wake.notify()
         if self._seen[0] is not raft.role or self._seen[1] != raft.term or self._seen[2] is not raft.configuration:
@@ -266,19 +266,21 @@ class Node:
                     link.idle = False
                     link.wake.notify()
 
-    def _answer_committed_locked(self):
+    def _committed_locked(self):
         """A write whose outcome does not depend on the state is answered when it is committed; all others when they are applied.
 
         Who reads afterwards finds it: a read waits until it is applied (thesis 6.4; ``_answered_index``).
         """
-        first, commit_index = self._seen_commit + 1, self._raft.commit_index
-        self._seen_commit = commit_index
-        if not self._proposals or commit_index - self._raft.last_applied > MAX_ANSWERED_AHEAD:
+        raft, first = self._raft, self._seen_commit + 1
+        entries = raft.log.entries(max(first, raft.log.first_index), raft.commit_index)
+        self._unapplied_bytes += sum(len(entry.command) for entry in entries)
+        self._seen_commit = raft.commit_index
+        if not self._proposals or raft.commit_index - raft.last_applied > MAX_ANSWERED_AHEAD:
             return
-        for index in range(first, commit_index + 1):
-            proposal = self._proposals.get(index)
-            if proposal and proposal.foreseen is not None and self._raft.log.term_at(index) == proposal.term:
-                self._answer_locked(index, self._proposals.pop(index), proposal.foreseen)
+        for entry in entries:
+            proposal = self._proposals.get(entry.index)
+            if proposal and proposal.foreseen is not None and proposal.term == entry.term:
+                self._answer_locked(entry.index, self._proposals.pop(entry.index), proposal.foreseen)
         if self._draining:
             self._changed.notify_all()
 
@@ -291,7 +293,7 @@ class Node:
         """True if committed entries should not wait for others to be applied with: somebody waits for them, or they are many."""
         raft = self._raft
         return bool(self._applied_waiters) or raft.commit_index - raft.last_applied >= MAX_UNAPPLIED \
-            or raft.log.size - self._applied_size >= MAX_UNAPPLIED_BYTES \
+            or self._unapplied_bytes >= MAX_UNAPPLIED_BYTES \
             or (bool(self._proposals) and next(iter(self._proposals)) <= raft.commit_index)
 
     def _tick_locked(self):
@@ -1193,7 +1195,7 @@ class Node:
                     continue
                 self._raft = self._restore(saved)
                 self._silent = self._catch_up_to = None
-                self._seen_commit = self._raft.commit_index
+                self._seen_commit, self._unapplied_bytes = self._raft.commit_index, 0
                 self._settle_locked()
                 for link in self._all_links_locked():
                     link.wake.notify()
@@ -1230,9 +1232,10 @@ class Node:
                 continue
             if install or not entries:
                 continue
-            self._applied(entries, results)
+            size = sum(len(entry.command) for entry in entries)
+            self._applied(entries, results, size)
             unchecked_entries += len(entries)
-            unchecked_bytes += sum(len(entry.command) for entry in entries)
+            unchecked_bytes += size
             if unchecked_entries >= self.settings.compact_entries or unchecked_bytes >= self.settings.compact_bytes:
                 unchecked_entries = unchecked_bytes = 0
                 self._compact()
@@ -1242,7 +1245,7 @@ class Node:
         while True:
             has_work, now = self._has_work_for_applier_locked(), time.monotonic()
             if has_work and (now >= self._apply_at or self._install or self._raft.withdrawn or self._must_apply_locked()):
-                self._apply_at, self._applied_size = math.inf, self._raft.log.size
+                self._apply_at = math.inf
                 return True
             if self._stopping.is_set():
                 return False
@@ -1263,10 +1266,11 @@ class Node:
         results = self._state_machine.apply(batch, entries[-1].index, entries[-1].term, configuration)
         return {index: result for (index, _), result in zip(batch, results, strict=True)}
 
-    def _applied(self, entries, results):
+    def _applied(self, entries, results, size):
         with self._lock:
             self._raft.tick(time.monotonic())
             self._raft.applied(entries[-1].index)
+            self._unapplied_bytes = self._unapplied_bytes - size if self._raft.last_applied < self._raft.commit_index else 0
             for entry in entries:
                 proposal = self._proposals.pop(entry.index, None)
                 if proposal is None:

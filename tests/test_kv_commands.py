@@ -3,7 +3,8 @@
 import pytest
 
 from raftd.errors import StartupError
-from raftd.kv import Conditions, Delete, Set, UnknownCommand, decode, encode
+from raftd.kv import Conditions, Delete, Outcome, Set, UnknownCommand, decode, encode
+from raftd.kv.commands import foresee
 
 ALL_BYTES = bytes(range(256))
 
@@ -34,6 +35,20 @@ ALL_BYTES = bytes(range(256))
 def test_every_command_survives_its_bytes(command):
     assert decode(encode(command)) == command
     assert type(decode(encode(command))) is type(command)
+
+
+@pytest.mark.parametrize("command", [Set("k", b"v"), Set("Köln 🚲", b""), Set("k" * 4096, ALL_BYTES)], ids=lambda command: command.key[:5])
+def test_what_comes_of_a_plain_write_is_known_beforehand(command):
+    assert foresee(7, encode(command)) == Outcome("written", 7)
+
+
+@pytest.mark.parametrize("data", [
+    encode(Delete("k")), encode(Set("k", b"v", Conditions(if_match="*"))), encode(Set("k", b"v", Conditions(if_none_match="*"))),
+    encode(Set("k", b"v", Conditions(if_match=(7,)))), encode(Delete("k", Conditions(if_match=(3,)))),
+    b"", b"\x01\x01", b"\x02\x01\x00\x00\x01kv", b"\x01\x09\x00\x00\x01kv", b"\x01\x01\x00\x00\x05kv", b"\x01\x01\x00\x00\x01\xffv",
+])
+def test_what_depends_on_the_state_or_is_no_command_is_not_foreseen(data):
+    assert foresee(7, data) is None
 
 
 @pytest.mark.parametrize(

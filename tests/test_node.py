@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 
@@ -289,6 +290,139 @@ def test_a_write_is_applied_on_all_in_order_and_answers_what_the_machine_said():
         assert [answer.result for answer in applied] == [b"A%d" % number for number in range(20)]
         assert [answer.index for answer in applied] == sorted({answer.index for answer in applied})
         assert nodes.commands_everywhere() == [b"a%d" % number for number in range(20)]
+
+
+# Writes whose outcome the state machine can foresee
+
+
+@contextmanager
+def foreseeing(size=3, settings=PATIENT, pause=node_module.APPLY_PAUSE_SECONDS):
+    """(a Group whose state machines foresee what they will say, its leader, the leader's machine): nothing but a write waits to be
+    applied, *pause* seconds at most."""
+    with group(size, settings) as nodes:
+        leader = nodes.leader()
+        wait_until(lambda: leader.status()["last_applied"] == leader.status()["last_log_index"], "all is applied")
+        for machine in nodes.machines.values():
+            machine.foresees = True
+        with patch.object(node_module, "APPLY_PAUSE_SECONDS", pause):
+            yield nodes, leader, nodes.machines[leader.name]
+
+
+@pytest.mark.parametrize("level", ["linearizable", "stale"])
+def test_a_foreseen_write_is_answered_before_it_is_applied_and_a_read_waits_until_it_is(level):
+    with foreseeing() as (nodes, leader, machine):
+        machine.ready.clear()
+        assert leader.propose(b"a", 5).result == b"A" and machine.commands == []
+        begun = Future()
+        {"linearizable": leader.submit_read, "stale": leader.submit_stale_read}[level](begun)
+        with pytest.raises(NoQuorum):
+            leader.read(None, level, timeout=0.1)
+        assert not begun.done()
+        machine.ready.set()
+        assert leader.read(None, level) == [b"a"] and begun.result(5)
+        assert nodes.commands_everywhere() == [b"a"]
+
+
+def test_a_stale_read_does_not_wait_for_a_state_that_cannot_be_written():
+    with foreseeing(1) as (nodes, leader, machine):
+        machine.failure = StorageFailed("the disk is full", full=True)
+        assert leader.propose(b"a", 5).result == b"A"
+        wait_until(lambda: "the disk is full" in (leader.not_ready() or ""), "it has found out")
+        begun = Future()
+        leader.submit_stale_read(begun)
+        assert begun.done() and leader.read(None, "stale", timeout=0.1) == []
+        machine.failure = None
+        wait_until(lambda: leader.not_ready() is None, "it is back by itself")
+        assert leader.read(None) == [b"a"]
+
+
+def test_a_foreseen_write_is_answered_when_it_is_committed_and_not_before():
+    """The leader itself need not have written it."""
+    with foreseeing() as (nodes, leader, _):
+        nodes.wires.lose = lambda sender, _, request: "request" if getattr(request, "entries", ()) else None
+        last, write = leader.status()["last_log_index"], leader.submit(b"a")
+        wait_until(lambda: nodes.storages[leader.name].entries[-1].index > last, "the leader has it on the disk")
+        holds_for(0.1, lambda: not write.done(), "nobody else has it")
+        nodes.storages[leader.name].ready.clear()
+        nodes.wires.cut()
+        write_too = leader.submit(b"b")
+        assert write.result(5).result == b"A" and write_too.result(5).result == b"B"
+        assert nodes.storages[leader.name].entries[-1].command != b"b"
+        nodes.storages[leader.name].ready.set()
+        assert nodes.commands_everywhere() == [b"a", b"b"]
+
+
+def test_a_foreseen_write_is_not_answered_by_what_another_leader_commits_in_its_place():
+    with clients(1) as pool, foreseeing(settings=FAST) as (nodes, leader, _):
+        last = leader.status()["last_log_index"]
+        wait_until(lambda: all(node.status()["last_log_index"] == last for node in nodes.followers(leader)), "any of them could lead")
+        nodes.wires.lose = lambda sender, _, request: "request" if sender == leader.name and getattr(request, "entries", ()) else None
+        write = pool.submit(leader.propose, b"lost", 20)
+        wait_until(lambda: leader.status()["last_log_index"] > last, "it is in the log")
+        depose(nodes, leader, nodes.followers(leader)[0])
+        with pytest.raises((Discarded, LeadershipLost)):
+            write.result()
+        assert b"lost" not in nodes.commands_everywhere()
+
+
+def test_foreseen_writes_that_nobody_reads_are_applied_together(monkeypatch):
+    """Until somebody reads them, or they are many."""
+    monkeypatch.setattr(node_module, "MAX_UNAPPLIED", 20)
+    with foreseeing(1, pause=1000.0) as (_, leader, machine):
+        for number in range(19):
+            leader.propose(b"%d" % number, 5)
+        holds_for(0.1, lambda: machine.commands == [], "they wait for another")
+        leader.propose(b"19", 5)
+        wait_until(lambda: len(machine.commands) == 20, "they are many", 5)
+        for _ in range(3):
+            leader.propose(b"again", 5)
+        assert len(leader.read(None)) == 23 and [len(batch) for batch in machine.batches[-2:]] == [20, 3]
+
+
+def test_large_writes_do_not_wait_for_others(monkeypatch):
+    monkeypatch.setattr(node_module, "MAX_UNAPPLIED_BYTES", 1000)
+    with foreseeing(1, pause=1000.0) as (_, leader, machine):
+        leader.propose(bytes(400), 5)
+        holds_for(0.1, lambda: machine.commands == [], "it waits for another")
+        leader.propose(bytes(600), 5)
+        wait_until(lambda: len(machine.commands) == 2, "they are large", 5)
+
+
+def test_a_write_that_is_not_foreseen_is_applied_at_once_with_all_before_it():
+    with foreseeing(1, pause=1000.0) as (_, leader, machine):
+        leader.propose(b"a", 5)
+        machine.foresees = False
+        assert leader.propose(b"b", 5).result == b"B" and machine.commands == [b"a", b"b"]
+
+
+def test_foreseen_writes_are_applied_soon_although_nobody_waits():
+    with foreseeing() as (nodes, leader, _):
+        leader.propose(b"a", 5)
+        assert nodes.commands_everywhere() == [b"a"]
+
+
+def test_who_writes_waits_for_a_state_machine_that_is_far_behind(monkeypatch):
+    monkeypatch.setattr(node_module, "MAX_ANSWERED_AHEAD", 10)
+    with foreseeing(1) as (nodes, leader, machine):
+        machine.ready.clear()
+        writes = [leader.submit(b"%d" % number) for number in range(10)]
+        assert writes[9].result(5).result == b"9"
+        late = leader.submit(b"late")
+        wait_until(lambda: leader.status()["commit_index"] == leader.status()["last_log_index"], "it is committed")
+        holds_for(0.1, lambda: not late.done(), "it waits")
+        machine.ready.set()
+        assert late.result(5).result == b"LATE"
+
+
+def test_a_node_that_drains_waits_no_longer_than_its_writes():
+    with clients(1) as pool, foreseeing(1, pause=1000.0) as (nodes, leader, _):
+        nodes.storages[leader.name].ready.clear()
+        write = leader.submit(b"a")
+        began, draining = time.monotonic(), pool.submit(leader.drain, 5)
+        holds_for(0.1, lambda: not draining.done(), "the write waits")
+        nodes.storages[leader.name].ready.set()
+        draining.result()
+        assert write.done() and time.monotonic() - began < 4
 
 
 def test_a_follower_shows_how_long_ago_it_heard_the_leader():

@@ -59,6 +59,69 @@ RUNTIME = (
         [Edit(NODE, "if proposal.term == entry.term:", "if proposal:")],
         [TESTS + "test_an_entry_that_is_overwritten_is_certainly_not_applied"], quick=True),
     Mutant(
+        "foreseen-for-another-entry",
+        "A write whose outcome is foreseen is answered as done when any entry is committed at its index.",
+        "section 8; Redis-Raft",
+        [Edit(NODE, "if proposal and proposal.foreseen is not None and proposal.term == entry.term:",
+              "if proposal and proposal.foreseen is not None:")],
+        [TESTS + "test_a_foreseen_write_is_not_answered_by_what_another_leader_commits_in_its_place"], quick=True),
+    Mutant(
+        "foreseen-once-it-is-saved",
+        "A write whose outcome is foreseen is answered when the leader has it on its disk.",
+        "section 5.3; the original raftd",
+        [Edit(NODE, "        entries = raft.log.entries(max(first, raft.log.first_index), raft.commit_index)\n",
+              "        entries = raft.log.entries(max(first, raft.log.first_index), raft.saved_index)\n"),
+         Edit(NODE, "        if raft.commit_index != self._seen_commit:\n", "        if True:\n")],
+        [TESTS + "test_a_foreseen_write_is_answered_when_it_is_committed_and_not_before"]),
+    Mutant(
+        "stale-read-without-what-was-answered",
+        "A stale read does not show a write that the same node has answered before.",
+        "read your writes, on one server",
+        [Edit(NODE, "return self._answered_index <= self._raft.last_applied or bool", "return True or bool")],
+        [TESTS + "test_a_foreseen_write_is_answered_before_it_is_applied_and_a_read_waits_until_it_is[stale]"], quick=True),
+    Mutant(
+        "stale-read-waits-for-a-broken-state",
+        "A stale read waits for writes that were answered although the state cannot be written.",
+        "availability: stale reads are for when all else fails",
+        [Edit(NODE, "<= self._raft.last_applied or bool(self._raft.withdrawn) or bool(self._silent)", "<= self._raft.last_applied")],
+        [TESTS + "test_a_stale_read_does_not_wait_for_a_state_that_cannot_be_written"]),
+    Mutant(
+        "nobody-applies-for-a-read",
+        "A read waits until the entries before it are applied for their age.",
+        "a lost wake-up",
+        [Edit(NODE, "return bool(self._applied_waiters) or raft.commit_index", "return raft.commit_index")],
+        [TESTS + "test_foreseen_writes_that_nobody_reads_are_applied_together"]),
+    Mutant(
+        "committed-entries-pile-up",
+        "Entries that nobody reads are applied for their age only, however many they become.",
+        "memory that grows with the load",
+        [Edit(NODE, "raft.commit_index - raft.last_applied >= MAX_UNAPPLIED \\", "False \\")],
+        [TESTS + "test_foreseen_writes_that_nobody_reads_are_applied_together"]),
+    Mutant(
+        "large-entries-pile-up",
+        "Entries that nobody reads wait for others, however large they are.",
+        "memory that grows with the load",
+        [Edit(NODE, "            or self._unapplied_bytes >= MAX_UNAPPLIED_BYTES \\\n", "")],
+        [TESTS + "test_large_writes_do_not_wait_for_others"]),
+    Mutant(
+        "no-bound-to-what-is-answered-ahead",
+        "Writes are answered however far the state machine is behind.",
+        "back pressure: a log that grows faster than it is applied",
+        [Edit(NODE, "if not self._proposals or raft.commit_index - raft.last_applied > MAX_ANSWERED_AHEAD:", "if not self._proposals:")],
+        [TESTS + "test_who_writes_waits_for_a_state_machine_that_is_far_behind"]),
+    Mutant(
+        "drain-forgets-what-is-foreseen",
+        "A node that stops waits for writes that are answered already.",
+        "a lost wake-up",
+        [Edit(NODE, """
+                self._answer_locked(entry.index, self._proposals.pop(entry.index), proposal.foreseen)
+        if self._draining:
+            self._changed.notify_all()
+""", """
+                self._answer_locked(entry.index, self._proposals.pop(entry.index), proposal.foreseen)
+""")],
+        [TESTS + "test_a_node_that_drains_waits_no_longer_than_its_writes"]),
+    Mutant(
         "discarded-though-it-may-commit",
         "A leader that steps down says of what waits that it certainly is not applied.",
         "hashicorp/raft 561; Redis-Raft: aborted reads",

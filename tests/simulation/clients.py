@@ -9,7 +9,7 @@ operation comes after those of all that were answered before it was called, and 
 from dataclasses import dataclass
 
 from raftd.errors import RaftdError
-from raftd.kv.commands import Conditions, Delete, Set, encode
+from raftd.kv.commands import Conditions, Delete, Set, encode, foresee
 
 KEYS = "abc"
 
@@ -75,6 +75,18 @@ class Clients:
 
     # Answers
 
+    def answer_committed(self, server, indexes):
+        """The entries at *indexes* are committed now: a write whose outcome depends on nothing is answered before it is applied."""
+        for index in indexes:
+            write = server.proposed.get(index)
+            outcome = foresee(index, write.command) if write and server.raft.log.term_at(index) == write.entry.term else None
+            if outcome:
+                del server.proposed[index]
+                assert outcome == self.judge.model.outcomes.get(index), f"{server.name} answered {outcome} to {write.entry}"
+                self.judge.counts["writes answered before they were applied"] += server.raft.last_applied < index
+                server.answered_index = index
+                self._answered(index)
+
     def answer_writes(self, server, entries, outcomes):
         """The applier of *server* has applied *entries*, and tells who waits there."""
         for entry in entries:
@@ -84,6 +96,7 @@ class Clients:
                 kind, index = outcomes[entry.index]
                 assert (kind, index) == self.judge.model.outcomes[entry.index], f"{server.name} answered {kind} {index} to {entry}"
                 self.judge.counts["writes refused by their condition" if kind == "refused" else "writes answered"] += 1
+                server.answered_index = entry.index
                 self._answered(entry.index)
             else:
                 write.refused = True
@@ -119,7 +132,9 @@ class Clients:
         server.reads = waiting
 
     def _read_stale(self, server, key):
-        """It may be old, but it was the state at some time, and never goes back."""
+        """It may be old, but it was the state at some time, has what the server has answered, and never goes back."""
+        if server.machine.position.index < server.answered_index:
+            return  # it waits
         index = self._read(server, key)
         assert index >= server.stale_floor, f"{server.name} showed {server.stale_floor} and then {index}"
         server.stale_floor = index

@@ -16,8 +16,9 @@ from raftd.raft.roles import Leader
 
 # What ``Judge.counts`` counts: of a run over many seeds, none may be zero, or something was not exercised.
 EXERCISED = (
-    "elections", "writes committed", "writes answered", "writes refused by their condition", "writes of unknown outcome",
-    "writes discarded", "linearizable reads answered", "stale reads answered", "entries truncated", "membership changes committed",
+    "elections", "writes committed", "writes answered", "writes answered before they were applied",
+    "writes refused by their condition", "writes of unknown outcome", "writes discarded",
+    "linearizable reads answered", "stale reads answered", "entries truncated", "membership changes committed",
     "learners promoted", "leadership handed over", "leaders deposed for want of a majority", "leaders deposed by a stalled disk",
     "logs compacted", "snapshots installed", "snapshots interrupted", "crashes", "power cuts that lost unsynced state",
     "writes interrupted by a crash that happened", "writes interrupted by a crash that did not happen", "disks stalled",

@@ -144,7 +144,7 @@ class Server:
         self.first_configuration = configuration  # as its files were made; a server that joins later knows of nobody
         self.log, self.machine = Log(configuration), StateMachine()
         self.limits = rng.choice((1, 30, 4 << 20)), rng.choice((1, 1000))  # of one write: bytes, and entries forgotten
-        self.speed, self.up = 1.0, False
+        self.speed, self.haste, self.up = 1.0, rng.choice((0.1, 1.0)), False  # haste: to apply what is committed
         self.stale_floor = 0  # a stale read has shown this index
 
     def boot(self, now):
@@ -157,6 +157,7 @@ class Server:
         self.writing, self.write_done = None, 0.0
         self.outgoing, self.incoming, self.installing, self.installed = None, None, None, None
         self.proposed, self.reads = {}, []
+        self.seen_commit, self.answered_index = self.raft.commit_index, 0
         # Of a leader, on its own clock: when each peer last answered, and when last a majority of them had.
         self.led_term, self.heard, self.heard_majority, self.peers = None, {}, 0.0, set()
         self.known = None  # what the judge saw of it last
@@ -211,10 +212,16 @@ class Server:
     # The applier
 
     def apply(self, clients):
-        """It installs what was received, or applies what is committed, and tells who waits."""
+        """It installs what was received, or applies what is committed, perhaps later, and tells who waits.
+
+        Who need not wait for that is told before, as the runtime does it.
+        """
+        if self.raft.commit_index > self.seen_commit:
+            first, self.seen_commit = self.seen_commit + 1, self.raft.commit_index
+            clients.answer_committed(self, range(first, self.seen_commit + 1))
         if self.installing or self.installed:
             self._install(clients.judge)
-        elif self.raft.has_committed:
+        elif self.raft.has_committed and self.rng.random() < self.haste:
             entries = self.raft.take_committed(self.rng.choice((1, 1000)))
             assert entries[0].index == self.machine.position.index + 1, "an entry was skipped or applied twice"
             for entry in entries:
