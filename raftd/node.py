@@ -20,7 +20,7 @@ import math
 import random
 import threading
 import time
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -56,6 +56,7 @@ MAX_APPLY_BYTES = 1 << 20  # commands in one transaction of the state machine
 APPLY_PAUSE_SECONDS = 0.05  # so long committed entries may wait for others, to be applied together, if nobody waits for them
 MAX_UNAPPLIED, MAX_UNAPPLIED_BYTES = 512, 1 << 20  # entries, and bytes of commands, that do not wait any longer
 MAX_ANSWERED_AHEAD = 8192  # entries; a state machine that is further behind makes all who write wait for it
+STATUS_SECONDS = 0.2  # so long the status waits for what was answered to be applied
 MAX_READY_LAG = 20_000  # entries; more than a busy server has in flight: one further behind is not ready
 FAILURES_IN_A_ROW = 5  # of entries to a peer that answers what is small: then it is worth a line in the log
 MAX_BEHIND = 50_000  # entries that a follower takes before those it has are written and applied
@@ -221,12 +222,18 @@ class Node:
             self._drop_outgoing()
 
     def drain(self, timeout):
-        """Before a planned stop: refuse new writes, and wait up to *timeout* seconds for those that wait."""
-        deadline = time.monotonic() + timeout
+        """Before a planned stop: refuse new writes, and wait up to *timeout* seconds for those that wait, and until all that is
+        committed is applied, unless the state cannot be written."""
+        deadline, applied = time.monotonic() + timeout, Future()
         with self._lock:
             self._draining = True
             while self._proposals and (remaining := deadline - time.monotonic()) > 0:
                 self._changed.wait(remaining)
+            if self._raft.has_committed and not self._silent and not self._raft.withdrawn:
+                self._wake_when_applied_locked(min(self._raft.commit_index, self._raft.saved_index), applied)
+            else:
+                applied.set_result(0)
+        wait([applied], max(0, deadline - time.monotonic()))
 
     def hand_over(self, timeout):
         """Before a planned stop: give leadership away, if this node has it and somebody can take it. Returns the new leader or None."""
@@ -579,8 +586,9 @@ class Node:
         return f"http://{leader['address']}" if leader else None
 
     def headers(self):
-        """The X-Raft-... headers that every answer carries."""
-        return {"X-Raft-Index": str(self._raft.last_applied), **self._told}  # without the lock: they need not be of one moment
+        """The X-Raft-... headers that every answer carries. The index is that of which a read here shows all, at the least."""
+        # Without the lock: they need not be of one moment.
+        return {"X-Raft-Index": str(max(self._raft.last_applied, self._answered_index)), **self._told}
 
     def _who_leads_locked(self):
         told, leader = {"X-Raft-Term": str(self._raft.term), "X-Raft-Node": self.name}, self._leader_url_locked()
@@ -626,7 +634,10 @@ class Node:
         return self._storage.identity._asdict()
 
     def status(self):
-        """What ``GET /status`` shows, but for the version."""
+        """What ``GET /status`` shows, but for the version. What this node has answered is applied then, unless its state is slow."""
+        applied = Future()
+        self.submit_stale_read(applied)
+        wait([applied], STATUS_SECONDS)
         members = self.members()
         with self._lock:
             raft = self._raft

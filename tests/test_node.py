@@ -323,6 +323,18 @@ def test_a_foreseen_write_is_answered_before_it_is_applied_and_a_read_waits_unti
         assert nodes.commands_everywhere() == [b"a"]
 
 
+def test_who_looks_at_a_node_finds_applied_what_it_has_answered():
+    """Unless the state machine is slow: then the status says how far it is."""
+    with foreseeing(1, pause=1000.0) as (_, leader, machine):
+        index = leader.propose(b"a", 5).index
+        assert leader.headers()["X-Raft-Index"] == str(index)
+        assert leader.status()["last_applied"] == index and machine.commands == [b"a"]
+        machine.ready.clear()
+        leader.propose(b"b", 5)
+        assert leader.status()["last_applied"] == index
+        machine.ready.set()
+
+
 def test_a_stale_read_does_not_wait_for_a_state_that_cannot_be_written():
     with foreseeing(1) as (nodes, leader, machine):
         machine.failure = StorageFailed("the disk is full", full=True)
@@ -412,6 +424,23 @@ def test_who_writes_waits_for_a_state_machine_that_is_far_behind(monkeypatch):
         holds_for(0.1, lambda: not late.done(), "it waits")
         machine.ready.set()
         assert late.result(5).result == b"LATE"
+
+
+def test_a_node_that_drains_applies_what_is_committed():
+    """Who then looks into the file of the state finds all that was answered; unless it cannot be written."""
+    with foreseeing(1, pause=1000.0) as (_, leader, machine):
+        leader.propose(b"a", 5)
+        assert machine.commands == []
+        leader.drain(5)
+        assert machine.commands == [b"a"]
+    with foreseeing(1, pause=0.0) as (_, leader, machine):
+        machine.failure = StorageFailed("the disk is full")
+        leader.propose(b"a", 5)
+        wait_until(lambda: "the disk is full" in (leader.not_ready() or ""), "it has found out")
+        began = time.monotonic()
+        leader.drain(20)
+        assert time.monotonic() - began < 10
+        machine.failure = None
 
 
 def test_a_node_that_drains_waits_no_longer_than_its_writes():

@@ -110,6 +110,12 @@ RUNTIME = (
         [Edit(NODE, "if not self._proposals or raft.commit_index - raft.last_applied > MAX_ANSWERED_AHEAD:", "if not self._proposals:")],
         [TESTS + "test_who_writes_waits_for_a_state_machine_that_is_far_behind"]),
     Mutant(
+        "stopped-before-all-is-applied",
+        "A planned stop leaves what was answered last out of state.db.",
+        "the README: it opens in sqlite3 while the server is stopped",
+        [Edit(NODE, "if self._raft.has_committed and not self._silent and not self._raft.withdrawn:", "if False:")],
+        [TESTS + "test_a_node_that_drains_applies_what_is_committed"]),
+    Mutant(
         "drain-forgets-what-is-foreseen",
         "A node that stops waits for writes that are answered already.",
         "a lost wake-up",
