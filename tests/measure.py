@@ -4,6 +4,8 @@
     restart    SIGTERM of the leader of three under 8 writers, and its start, 12 times: the longest gap between two accepted writes
     bounded    200,000 writes over 1,000 keys: the size of the files, and the time from a restart to the first answer
     memory     1,000,000 keys of 100 bytes on one node: its memory, and the time from a restart to the first answer
+    flat       1,000,000 keys of 100 bytes on three nodes, 64 writers: the latency of writes while the log is compacted, and while
+               a new node is sent a copy of the state, beside that of the time before; RAFTD_PLOT names a file for the plot
     join       a node joins a cluster with 300 MB of state under load: how long, and the slowest write meanwhile
     idle       three idle nodes for 30 s: their CPU time together, and their calls of fsync
 
@@ -28,6 +30,9 @@ from statistics import median
 
 from cluster import Client, Cluster, Writers, the_fault_lasts, wait_until
 from compare import RANDOM_KEYS, wrk
+
+from raftd.bench import Load, Run, percentile
+from raftd.plot import latency_svg
 
 NEW_KEYS = """
 local number, value = 0, string.rep("x", 100)
@@ -135,6 +140,50 @@ def _load(server, count):
         print(f"{done:8} keys, memory {memory_of(server) / 1e6:.0f} MB", flush=True)
 
 
+CALM_SECONDS, COPYING_SECONDS = 20, 40
+NEAR_SECONDS = 0.5  # of an event, which the bench knows by a quarter of a second
+
+
+def flat(directory):
+    with Cluster(directory) as cluster:
+        leader = cluster.leader()
+        _load(leader, 1_000_000)
+        run = Run(Load(clients=64, keys=1_000_000, prefix="key", seconds=CALM_SECONDS + COPYING_SECONDS, warm_up_seconds=2.0,
+                       with_events=True), [server.address for server in cluster.servers])
+        results = []
+        load = threading.Thread(target=lambda: results.append(run.run()))
+        load.start()
+        the_fault_lasts.wait(CALM_SECONDS + 2)
+        began = time.monotonic()
+        cluster.new().start(join=leader, wait=False).wait_listening(300)
+        joined = time.monotonic()
+        load.join()
+        result, = results
+        copy = [(began, "a node joins"), (joined, "it has joined")]
+        _show_latency(result, [when for when, text in result.events if text.startswith("log")], began, joined)
+        if path := os.environ.get("RAFTD_PLOT"):
+            samples = [(when - result.began, latency) for when, latency in zip(result.writes.answered, result.writes.latencies, strict=True)]
+            Path(path).write_text(latency_svg(samples, [when - result.began for when in result.failed_at], result.seconds,
+                                              "Latency of writes: 64 clients, 1,000,000 keys, three nodes, 2 cores",
+                                              [(when - result.began, text) for when, text in result.events + copy]))
+
+
+def _show_latency(result, compactions, began, joined):
+    """p50 and p99 of what was answered in each time, and p99 beside that of the calm time."""
+    times = {"calm": [], "a compaction": [], "a copy of the state": []}
+    for when, latency in zip(result.writes.answered, result.writes.latencies, strict=True):
+        if began <= when <= joined:
+            times["a copy of the state"].append(latency)
+        elif when < began:
+            near = any(abs(when - compaction) <= NEAR_SECONDS for compaction in compactions)
+            times["a compaction" if near else "calm"].append(latency)
+    calm = percentile(sorted(times["calm"]), 99)
+    for name, latencies in times.items():
+        half, most = (percentile(sorted(latencies), percent) for percent in (50, 99))
+        print(f"{name:20} {len(latencies):7} writes, p50 {1000 * half:6.1f} ms, p99 {1000 * most:6.1f} ms, {most / calm:.2f} times the calm one")
+    print(f"{len(compactions)} compactions seen; the copy took {joined - began:.1f} s; failed: {sum(result.failures.values())}")
+
+
 def join(directory):
     with Cluster(directory) as cluster:
         leader = cluster.leader()
@@ -188,7 +237,7 @@ def _cpu_seconds(server):
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-MEASURES = {measure.__name__: measure for measure in (failover, restart, bounded, memory, join, idle)}
+MEASURES = {measure.__name__: measure for measure in (failover, restart, bounded, memory, flat, join, idle)}
 
 
 def main():
