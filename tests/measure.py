@@ -162,7 +162,8 @@ def flat(directory):
         copy = [(began, "a node joins"), (joined, "it has joined")]
         _show_latency(result, [when for when, text in result.events if text.startswith("log")], began, joined)
         if path := os.environ.get("RAFTD_PLOT"):
-            samples = [(when - result.began, latency) for when, latency in zip(result.writes.answered, result.writes.latencies, strict=True)]
+            writes = result.writes
+            samples = [(when - result.began, latency) for when, latency in zip(writes.answered, writes.latencies, strict=True)]
             Path(path).write_text(latency_svg(samples, [when - result.began for when in result.failed_at], result.seconds,
                                               "Latency of writes: 64 clients, 1,000,000 keys, three nodes, 2 cores",
                                               [(when - result.began, text) for when, text in result.events + copy]))
@@ -180,7 +181,8 @@ def _show_latency(result, compactions, began, joined):
     calm = percentile(sorted(times["calm"]), 99)
     for name, latencies in times.items():
         half, most = (percentile(sorted(latencies), percent) for percent in (50, 99))
-        print(f"{name:20} {len(latencies):7} writes, p50 {1000 * half:6.1f} ms, p99 {1000 * most:6.1f} ms, {most / calm:.2f} times the calm one")
+        print(f"{name:20} {len(latencies):7} writes, p50 {1000 * half:6.1f} ms, p99 {1000 * most:6.1f} ms, "
+              f"{most / calm:.2f} times the calm one")
     print(f"{len(compactions)} compactions seen; the copy took {joined - began:.1f} s; failed: {sum(result.failures.values())}")
 
 
