@@ -110,6 +110,7 @@ def test_full_disk_of_a_server_alone(tmp_path, small_disk):
     with Cluster(tmp_path, start=False) as cluster:
         server = cluster.new(path=disk / "data").start()
         cluster.write("first", b"x")
+        server.status()  # what was answered is applied
         fill(disk)
         answers = {}
         for number in range(40):

@@ -273,7 +273,9 @@ class Knowledge:
         if index > max(log.base.index, found.applied) and log.term_at(index) != matched_term:
             yield f"entry {index} of term {matched_term} was promised"
         for index, command in self.acknowledged.items():
-            if index > max(log.base.index, found.applied) and (index not in log.entries or log.entries[index].command != command):
+            on_disks = log.entries, self.followed  # a leader that is alone has it itself; else the others may be the majority that has
+            if index > max(log.base.index, found.applied) and not any(
+                    index in entries and entries[index].command == command for entries in on_disks):
                 yield f"entry {index} was acknowledged"
 
     def _problems_of_state(self, found, states):

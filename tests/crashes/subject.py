@@ -227,7 +227,7 @@ def prepare(plant=None):
     server_module.Storage, server_module.KeyValueStore, server_module.Transport = TellingStorage, TellingStore, Peers
     logging.disable()
     server_module.HAND_OVER_SECONDS = 0.05
-    node_module.RETRY_SECONDS = 0.01
+    node_module.RETRY_SECONDS, node_module.APPLY_PAUSE_SECONDS = 0.01, 0.001
     store_module._CHECKPOINT_COMMANDS = 40
     storage_module._connect = _small_steps(storage_module._connect)
     if plant:

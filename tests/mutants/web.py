@@ -18,11 +18,9 @@ WEB = (
         "etcd 0.4.1 and Consul (Jepsen 2014)",
         [Edit(LANE, """
         if level:
-            pending.set_result(True)
-""", """
+            self._node""", """
         if level or command in _READS:
-            pending.set_result(True)
-""")],
+            self._node""")],
         [LANE_TESTS + "test_a_read_is_answered_as_flask_answers_it"], quick=True),
     Mutant(
         "lane-answers-a-failed-read",
