@@ -257,8 +257,6 @@ class Node:
             for answer in finished:
                 if answer.context:
                     _resolve(answer.context, answer.reply)
-        if self._writer_idle and raft.has_unsaved:
-            self._writer_wake.notify()
         if raft.commit_index != self._seen_commit:
             self._committed_locked()
         if self._applier_idle and raft.has_committed and (self._apply_at == math.inf or self._must_apply_locked()):
@@ -272,6 +270,8 @@ class Node:
                 if link.idle and (self._has_work_locked(link) or self._due_locked(link) < link.due):
                     link.idle = False
                     link.wake.notify()
+        if self._writer_idle and raft.has_unsaved:
+            self._writer_wake.notify()
 
     def _committed_locked(self):
         """A write whose outcome does not depend on the state is answered when it is committed; all others when they are applied.
