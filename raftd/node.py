@@ -55,7 +55,7 @@ log = logging.getLogger(__name__)
 MAX_APPLY_BYTES = 1 << 20  # commands in one transaction of the state machine
 APPLY_PAUSE_SECONDS = 0.05  # so long committed entries may wait for others, to be applied together, if nobody waits for them
 MAX_UNAPPLIED, MAX_UNAPPLIED_BYTES = 512, 1 << 20  # entries, and bytes of commands, that do not wait any longer
-MAX_ANSWERED_AHEAD = 8192  # entries; a state machine that is further behind makes all who write wait for it
+MAX_ANSWERED_AHEAD = 8192  # entries; a state machine that is further behind, or by too many bytes, makes all who write wait for it
 STATUS_SECONDS = 0.2  # so long the status waits for what was answered to be applied
 MAX_READY_LAG = 20_000  # entries; more than a busy server has in flight: one further behind is not ready
 FAILURES_IN_A_ROW = 5  # of entries to a peer that answers what is small: then it is worth a line in the log
@@ -282,7 +282,8 @@ class Node:
         entries = raft.log.entries(max(first, raft.log.first_index), raft.commit_index)
         self._unapplied_bytes += sum(len(entry.command) for entry in entries)
         self._seen_commit = raft.commit_index
-        if not self._proposals or raft.commit_index - raft.last_applied > MAX_ANSWERED_AHEAD:
+        if not self._proposals or raft.commit_index - raft.last_applied > MAX_ANSWERED_AHEAD \
+                or self._unapplied_bytes > self.settings.max_waiting_bytes:
             return
         for entry in entries:
             proposal = self._proposals.get(entry.index)
@@ -293,7 +294,7 @@ class Node:
 
     def _answer_locked(self, index, proposal, result):
         self._waiting_bytes -= proposal.size
-        self._answered_index = index
+        self._answered_index = max(self._answered_index, index)  # what is foreseen may be answered before what comes before it
         _resolve(proposal.future, Applied(index, result))
 
     def _must_apply_locked(self):

@@ -107,8 +107,21 @@ RUNTIME = (
         "no-bound-to-what-is-answered-ahead",
         "Writes are answered however far the state machine is behind.",
         "back pressure: a log that grows faster than it is applied",
-        [Edit(NODE, "if not self._proposals or raft.commit_index - raft.last_applied > MAX_ANSWERED_AHEAD:", "if not self._proposals:")],
+        [Edit(NODE, "if not self._proposals or raft.commit_index - raft.last_applied > MAX_ANSWERED_AHEAD \\",
+              "if not self._proposals \\")],
         [TESTS + "test_who_writes_waits_for_a_state_machine_that_is_far_behind"]),
+    Mutant(
+        "no-bound-to-the-bytes-answered-ahead",
+        "Writes are answered however many bytes of them wait in memory to be applied.",
+        "back pressure: memory that grows with the load",
+        [Edit(NODE, "or self._unapplied_bytes > self.settings.max_waiting_bytes:", "or False:")],
+        [TESTS + "test_who_writes_much_waits_for_a_state_machine_that_is_behind"]),
+    Mutant(
+        "answered-index-goes-back",
+        "A stale read shows what was answered last, not what was answered before it and is not applied yet.",
+        "found in review: answers do not come in the order of the log",
+        [Edit(NODE, "self._answered_index = max(self._answered_index, index)", "self._answered_index = index")],
+        [TESTS + "test_a_stale_read_waits_for_what_was_answered_before_that_which_comes_before_it"]),
     Mutant(
         "stopped-before-all-is-applied",
         "A planned stop leaves what was answered last out of state.db.",
