@@ -1244,8 +1244,7 @@ class Node:
                 continue
             if install or not entries:
                 continue
-            size = sum(len(entry.command) for entry in entries)
-            self._applied(entries, results, size)
+            size = self._applied(entries, results)
             unchecked_entries += len(entries)
             unchecked_bytes += size
             if unchecked_entries >= self.settings.compact_entries or unchecked_bytes >= self.settings.compact_bytes:
@@ -1278,7 +1277,9 @@ class Node:
         results = self._state_machine.apply(batch, entries[-1].index, entries[-1].term, configuration)
         return {index: result for (index, _), result in zip(batch, results, strict=True)}
 
-    def _applied(self, entries, results, size):
+    def _applied(self, entries, results):
+        """Tell who waits; returns the bytes of the commands."""
+        size = sum(len(entry.command) for entry in entries)
         with self._lock:
             self._raft.tick(time.monotonic())
             self._raft.applied(entries[-1].index)
