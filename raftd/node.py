@@ -1297,6 +1297,7 @@ class Node:
             if self._draining or any(entry.kind != COMMAND for entry in entries):
                 self._changed.notify_all()
             self._settle_locked()
+        return size
 
     def _wake_applied_waiters_locked(self):
         waiters, self._applied_waiters = self._applied_waiters, []
