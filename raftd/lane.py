@@ -109,7 +109,7 @@ class Lane:
     def __init__(self, node, wake, next_request, otherwise):
         self._node, self._wake, self._next_request, self._otherwise = node, wake, next_request, otherwise
         self._most_bytes = min(MAX_PLAIN_BYTES, node.settings.max_value_bytes)
-        self._taken, self._finished = deque(), deque()  # (command, None for a read; Pending); Pending
+        self._reads, self._writes, self._finished = deque(), deque(), deque()  # to begin with: Pending; (command, Pending); Pending
         self._awake = False  # the reading thread is, and will call ``finish``
         self._pending = deque()  # in the order of their deadlines, since all have the same time
         self._last_lines_of = 0, ""
@@ -183,9 +183,9 @@ class Lane:
             self._node.submit_stale_read(pending)
             return
         if command in _READS:
-            self._taken.append((None, pending))
+            self._reads.append(pending)
         else:
-            self._taken.append((encode(Delete(key) if command == "DELETE" else Set(key, value)), pending))
+            self._writes.append((encode(Delete(key) if command == "DELETE" else Set(key, value)), pending))
         self._wake_if_it_sleeps()
 
     def hand_over(self, pending):
@@ -215,13 +215,7 @@ class Lane:
 
     def _submit(self):
         """Whom the node refuses, with nothing proposed, goes to Flask, which comes to the same end and says so in the client's way."""
-        reads, writes = [], []
-        while self._taken:
-            command, pending = self._taken.popleft()
-            if command is None:
-                reads.append(pending)
-            else:
-                writes.append((command, pending))
+        reads, writes = _drained(self._reads), _drained(self._writes)
         refused = [pending for _, pending in self._node.submit_all(writes)] if writes else []
         if reads:
             try:
@@ -326,6 +320,11 @@ class Lane:
             self._next_request(channel)
         else:
             channel.goes_on()
+
+
+def _drained(queue):
+    """What is in the deque, to which other threads may append meanwhile."""
+    return [queue.popleft() for _ in range(len(queue))]
 
 
 def log_request(channel, request, status, seconds):

@@ -448,7 +448,6 @@ class Listener:
         self._server.trigger.close()
         self._server.trigger = self._wake
         self._server.asyncore = self._sockets  # whose loop it runs
-        self._sockets.always_asked = [self._server]
         self._thread = threading.Thread(target=self._server.run, name="http")
 
     def start(self):
@@ -475,6 +474,7 @@ class Listener:
             log.exception("waiting requests could not be answered")
         if not self._server.accepting and not self._stopping and time.monotonic() >= self._accept_again_at:
             self._server.accepting = True
+        self._sockets.changed(self._server)  # it does what is due whenever it is asked what it waits for
         if self._stopping:
             wasyncore.close_all(self._sockets)
 

@@ -229,10 +229,8 @@ class Node:
             self._draining = True
             while self._proposals and (remaining := deadline - time.monotonic()) > 0:
                 self._changed.wait(remaining)
-            if self._raft.has_committed and not self._silent and not self._raft.withdrawn:
-                self._wake_when_applied_locked(min(self._raft.commit_index, self._raft.saved_index), applied)
-            else:
-                applied.set_result(0)
+            cannot = self._silent or self._raft.withdrawn
+            self._wake_when_applied_locked(0 if cannot else self._raft.applicable_index, applied)
         wait([applied], max(0, deadline - time.monotonic()))
 
     def hand_over(self, timeout):
@@ -509,7 +507,7 @@ class Node:
     def submit_stale_read(self, future):
         """The beginning of a stale read, as ``submit_read`` is that of a linearizable one."""
         if self._has_what_it_answered:
-            future.set_result(self._answered_index or 1)
+            future.set_result(True)
             return
         with self._lock:
             self._wake_when_applied_locked(self._answered_index, future)

@@ -20,7 +20,6 @@ class Sockets(dict):
         self._epoll = select.epoll()
         self._waits_for = {}  # descriptor -> events; one for which nothing is awaited is not there, like one that epoll has not
         self._changed = deque()
-        self.always_asked = []  # those that do something whenever they are asked
         self.before_wait = self.after_wait = lambda: None  # are called then
 
     def __setitem__(self, descriptor, dispatcher):
@@ -54,8 +53,6 @@ class Sockets(dict):
             self._epoll.close()
 
     def _serve(self, timeout):
-        for dispatcher in self.always_asked:
-            self._ask(dispatcher)
         while self._changed:
             self._ask(self._changed.popleft())
         happened = self._epoll.poll(timeout)

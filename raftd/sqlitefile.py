@@ -172,11 +172,6 @@ def execute_rows(cursor, insert, rows, after=""):
             start += count
 
 
-def takes_one_statement(rows):
-    """True if ``execute_rows`` does, which is all or nothing then without a transaction around it."""
-    return len(rows) in _ROWS_AT_ONCE
-
-
 @cache
 def _statement(insert, width, count, after):
     row = f"({', '.join('?' * width)})"

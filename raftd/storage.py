@@ -22,7 +22,7 @@ from raftd.promised import Promised, Said
 from raftd.raft.configuration import NOBODY, Configuration
 from raftd.raft.core import Base
 from raftd.raft.messages import KINDS, Entry, HardState
-from raftd.sqlitefile import execute_rows, file_id, present, storage_errors, takes_one_statement
+from raftd.sqlitefile import execute_rows, file_id, present, storage_errors
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,6 @@ CREATE TABLE base (one INTEGER PRIMARY KEY CHECK (one = 1), log_index INTEGER NO
 CREATE TABLE log (log_index INTEGER PRIMARY KEY, term INTEGER NOT NULL, kind INTEGER NOT NULL, command BLOB NOT NULL,
                   checksum INTEGER NOT NULL);
 """
-_INSERT = "INSERT INTO log"
 
 
 class Identity(NamedTuple):
@@ -245,11 +244,6 @@ class Storage:
         return term
 
     def _save(self, unsaved, overwrites):
-        rows = [(*entry, _checksum(entry.index, entry.term, entry.kind, data=entry.command)) for entry in unsaved.entries]
-        if not (unsaved.hard_state or unsaved.base or overwrites) and takes_one_statement(rows):  # a transaction by itself
-            self._check_names()
-            execute_rows(self._connection, _INSERT, rows)
-            return
         with self._transaction() as execute:
             if unsaved.hard_state:
                 execute("UPDATE hard_state SET term = ?, voted_for = ?, checksum = ?",
@@ -262,7 +256,8 @@ class Storage:
                 execute("DELETE FROM log WHERE log_index <= ?", (index,))
                 execute("UPDATE base SET log_index = ?, term = ?, configuration = ?, checksum = ?",
                         (index, term, encoded, _checksum(index, term, data=encoded)))
-            execute_rows(self._connection, _INSERT, rows)
+            execute_rows(self._connection, "INSERT INTO log",
+                         [(*entry, _checksum(entry.index, entry.term, entry.kind, data=entry.command)) for entry in unsaved.entries])
 
     def lost(self, index, term):
         """This entry was promised and is not there: remember that, so that ``load`` refuses these files. Raises StorageFailed.
@@ -273,7 +268,8 @@ class Storage:
 
     @contextmanager
     def _transaction(self):
-        self._check_names()
+        if not self._have_their_names():  # SQLite would go on writing into a file without one
+            raise StorageFailed(f"{self.path} or its WAL was removed or exchanged while raftd had it open")
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             yield self._connection.execute
@@ -283,12 +279,11 @@ class Storage:
                 self._connection.execute("ROLLBACK")
             raise
 
-    def _check_names(self):
-        """SQLite would go on writing into a file that has lost its name."""
-        with suppress(FileNotFoundError):
-            if _file_ids(self.path) == self._file_ids:
-                return
-        raise StorageFailed(f"{self.path} or its WAL was removed or exchanged while raftd had it open")
+    def _have_their_names(self):
+        try:
+            return _file_ids(self.path) == self._file_ids
+        except FileNotFoundError:
+            return False
 
     def close(self):
         """Idempotent."""

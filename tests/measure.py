@@ -160,19 +160,20 @@ def flat(directory):
         load.join()
         result, = results
         copy = [(began, "a node joins"), (joined, "it has joined")]
-        _show_latency(result, [when for when, text in result.events if text.startswith("log")], began, joined)
+        writes = list(zip(result.writes.answered, result.writes.latencies, strict=True))
+        compactions = [when for when, text in result.events if text.startswith("log")]
+        _show_latency(writes, compactions, began, joined)
+        print(f"{len(compactions)} compactions seen; the copy took {joined - began:.1f} s; failed: {sum(result.failures.values())}")
         if path := os.environ.get("RAFTD_PLOT"):
-            writes = result.writes
-            samples = [(when - result.began, latency) for when, latency in zip(writes.answered, writes.latencies, strict=True)]
+            samples, events = ([(when - result.began, what) for when, what in pairs] for pairs in (writes, result.events + copy))
             Path(path).write_text(latency_svg(samples, [when - result.began for when in result.failed_at], result.seconds,
-                                              "Latency of writes: 64 clients, 1,000,000 keys, three nodes, 2 cores",
-                                              [(when - result.began, text) for when, text in result.events + copy]))
+                                              "Latency of writes: 64 clients, 1,000,000 keys, three nodes, 2 cores", events))
 
 
-def _show_latency(result, compactions, began, joined):
+def _show_latency(writes, compactions, began, joined):
     """p50 and p99 of what was answered in each time, and p99 beside that of the calm time."""
     times = {"calm": [], "a compaction": [], "a copy of the state": []}
-    for when, latency in zip(result.writes.answered, result.writes.latencies, strict=True):
+    for when, latency in writes:
         if began <= when <= joined:
             times["a copy of the state"].append(latency)
         elif when < began:
@@ -183,7 +184,6 @@ def _show_latency(result, compactions, began, joined):
         half, most = (percentile(sorted(latencies), percent) for percent in (50, 99))
         print(f"{name:20} {len(latencies):7} writes, p50 {1000 * half:6.1f} ms, p99 {1000 * most:6.1f} ms, "
               f"{most / calm:.2f} times the calm one")
-    print(f"{len(compactions)} compactions seen; the copy took {joined - began:.1f} s; failed: {sum(result.failures.values())}")
 
 
 def join(directory):

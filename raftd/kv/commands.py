@@ -123,18 +123,17 @@ def decode(data):
     return Set(key, bytes(data[end:]), conditions) if operation == _SET else Delete(key, conditions)
 
 
+def is_plain_set(command):
+    """True if *command* writes whatever stands there."""
+    return type(command) is Set and command.conditions is UNCONDITIONAL
+
+
 def foresee(index, data):
-    """The Outcome of the command in *data*, the entry at *index*, if that depends on nothing but these two; else None."""
-    if len(data) < _PREFIX.size:
-        return None
-    version, operation, kinds, key_length = _PREFIX.unpack_from(data)
-    if (version, operation, kinds) != (_VERSION, _SET, 0) or _PREFIX.size + key_length > len(data):
-        return None
+    """The Outcome that the command in *data* will have as the entry at *index*, whatever the state is; None if it depends on that."""
     try:
-        str(data[_PREFIX.size : _PREFIX.size + key_length], "utf-8")
-    except UnicodeDecodeError:
+        return Outcome("written", index) if is_plain_set(decode(data)) else None
+    except UnknownCommand:
         return None
-    return Outcome("written", index)
 
 
 def _unknown(what):

@@ -7,7 +7,7 @@ from itertools import groupby
 
 from raftd.errors import StorageFailed
 from raftd.kv import database
-from raftd.kv.commands import UNCONDITIONAL, Found, Outcome, Set
+from raftd.kv.commands import UNCONDITIONAL, Found, Outcome, Set, is_plain_set
 from raftd.sqlitefile import execute_rows
 
 _INSERT = "INSERT INTO kv"
@@ -23,7 +23,7 @@ _ROW_AND_INDEX = "SELECT applied_index, value, modified_index, kv.checksum FROM 
 
 def execute(cursor, path, commands, position):
     """Do the (index, command) pairs in order and move to *position*; returns an Outcome for each. *path* is named in errors."""
-    outcomes = [outcome for alike, run in groupby(commands, _is_plain_set)
+    outcomes = [outcome for alike, run in groupby(commands, lambda numbered: is_plain_set(numbered[1]))
                 for outcome in (_write(cursor, run) if alike else _perform_each(cursor, path, run))]
     database.write_position(cursor, position)
     return outcomes
@@ -39,11 +39,6 @@ def find(connection, path, key):
         return Found(None, 0, applied_index)
     database.check_row(path, key, *row)
     return Found(row[0], row[1], applied_index)
-
-
-def _is_plain_set(numbered):
-    """True for a (index, command) that writes whatever stands there."""
-    return type(numbered[1]) is Set and numbered[1].conditions is UNCONDITIONAL
 
 
 def _write(cursor, commands):

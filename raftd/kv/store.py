@@ -82,10 +82,7 @@ class KeyValueStore:
         self._bytes_in_wal += sum(len(data) for _, data in batch)
         return outcomes
 
-    @staticmethod
-    def foresee(index, command):
-        """The Outcome that ``apply`` will give to *command*, bytes, at *index*, whatever the state is; None if it depends on that."""
-        return foresee(index, command)
+    foresee = staticmethod(foresee)
 
     def read(self, query):
         """The answer to a Get, as Found; never waits for ``apply``. Raises StorageFailed if it is not as it was written."""

@@ -867,15 +867,20 @@ class Raft:
     # The state machine
 
     @property
+    def applicable_index(self):
+        """Up to here the log is committed, and durable here, so that the state is never ahead of its log."""
+        return min(self.commit_index, self.saved_index)
+
+    @property
     def has_committed(self):
-        return min(self.commit_index, self.saved_index) > self.last_applied
+        return self.applicable_index > self.last_applied
 
     def take_committed(self, max_bytes):
-        """Entries to apply next, in order: committed, and durable here, so that the state is never ahead of its log."""
+        """Entries to apply next, in order, up to ``applicable_index``."""
         if not self.has_committed:
             return ()
         entries = self.log.entries_from(self.last_applied + 1, max_bytes)
-        return entries[:min(self.commit_index, self.saved_index) - self.last_applied]
+        return entries[:self.applicable_index - self.last_applied]
 
     def applied(self, index):
         """The state machine stands at *index*."""

@@ -126,7 +126,7 @@ RUNTIME = (
         "stopped-before-all-is-applied",
         "A planned stop leaves what was answered last out of state.db.",
         "the README: it opens in sqlite3 while the server is stopped",
-        [Edit(NODE, "if self._raft.has_committed and not self._silent and not self._raft.withdrawn:", "if False:")],
+        [Edit(NODE, "self._wake_when_applied_locked(0 if cannot else self._raft.applicable_index, applied)", "applied.set_result(0)")],
         [TESTS + "test_a_node_that_drains_applies_what_is_committed"]),
     Mutant(
         "drain-forgets-what-is-foreseen",

@@ -79,20 +79,18 @@ STATE = (
         "conditional-writes-foreseen",
         "A write with a condition is answered as done when it is committed, whatever comes of it.",
         "compare-and-set; Jepsen, passim",
-        [Edit(COMMANDS, "if (version, operation, kinds) != (_VERSION, _SET, 0) or", "if (version, operation) != (_VERSION, _SET) or")],
+        [Edit(COMMANDS, "if is_plain_set(decode(data)) else None", "if type(decode(data)) is Set else None")],
         [COMMAND_TESTS + "test_what_depends_on_the_state_or_is_no_command_is_not_foreseen", SIMULATION], quick=True),
     Mutant(
         "unknown-commands-foreseen",
         "Bytes that no raftd can apply are answered as done, and then stop every server.",
         "section 7 of the paper: all apply the same",
         [Edit(COMMANDS, """
-    except UnicodeDecodeError:
+    except UnknownCommand:
         return None
-    return Outcome("written", index)
 """, """
-    except UnicodeDecodeError:
-        pass
-    return Outcome("written", index)
+    except UnknownCommand:
+        return Outcome("written", index)
 """)],
         [COMMAND_TESTS + "test_what_depends_on_the_state_or_is_no_command_is_not_foreseen"]),
     Mutant(

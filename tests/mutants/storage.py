@@ -258,7 +258,7 @@ STORAGE = (
         "writes-into-a-removed-file",
         "SQLite goes on to acknowledge writes into a file that has no name any more.",
         'SQLite, "how to corrupt", 4.2',
-        [Edit(STORE, "if _file_ids(self.path) == self._file_ids:", "if True:")],
+        [Edit(STORE, "return _file_ids(self.path) == self._file_ids", "return True")],
         [TESTS + "test_a_file_removed_while_it_is_open_is_noticed"]),
     Mutant(
         "older-copy-opened-again",

@@ -94,7 +94,9 @@ WEB = (
         "lane-leaves-who-is-refused",
         "A write that the node refuses together with others is never answered.",
         "a lost answer",
-        [Edit(LANE, "refused = [pending for _, pending in self._node.submit_all(writes)] if writes else []", """
+        [Edit(LANE, """
+        refused = [pending for _, pending in self._node.submit_all(writes)] if writes else []
+""", """
         refused = []
         if writes:
             self._node.submit_all(writes)
@@ -105,10 +107,10 @@ WEB = (
         "Nobody wakes the reading thread for a request that another thread has taken.",
         "a lost wake-up",
         [Edit(LANE, """
-            self._taken.append((encode(Delete(key) if command == "DELETE" else Set(key, value)), pending))
+            self._writes.append((encode(Delete(key) if command == "DELETE" else Set(key, value)), pending))
         self._wake_if_it_sleeps()
 """, """
-            self._taken.append((encode(Delete(key) if command == "DELETE" else Set(key, value)), pending))
+            self._writes.append((encode(Delete(key) if command == "DELETE" else Set(key, value)), pending))
 """)],
         [LANE_TESTS + "test_who_has_something_for_a_thread_that_sleeps_wakes_it_once"]),
     Mutant(

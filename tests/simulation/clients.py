@@ -84,8 +84,7 @@ class Clients:
                 del server.proposed[index]
                 assert outcome == self.judge.model.outcomes.get(index), f"{server.name} answered {outcome} to {write.entry}"
                 self.judge.counts["writes answered before they were applied"] += server.raft.last_applied < index
-                server.answered_index = index
-                self._answered(index)
+                self._answered_by(server, index)
 
     def answer_writes(self, server, entries, outcomes):
         """The applier of *server* has applied *entries*, and tells who waits there."""
@@ -96,8 +95,7 @@ class Clients:
                 kind, index = outcomes[entry.index]
                 assert (kind, index) == self.judge.model.outcomes[entry.index], f"{server.name} answered {kind} {index} to {entry}"
                 self.judge.counts["writes refused by their condition" if kind == "refused" else "writes answered"] += 1
-                server.answered_index = entry.index
-                self._answered(entry.index)
+                self._answered_by(server, entry.index)
             else:
                 write.refused = True
                 self.judge.counts["writes discarded"] += 1
@@ -146,6 +144,11 @@ class Clients:
         expected = self.judge.model.at(key, index)
         assert (value, modified_index) == expected, f"{server.name} read {value} {modified_index} at {index}, not {expected}"
         return index
+
+    def _answered_by(self, server, index):
+        """Not in the order of the log: what is foreseen may be answered before what comes before it."""
+        server.answered_index = max(server.answered_index, index)
+        self._answered(index)
 
     def _answered(self, point):
         self.floor = max(self.floor, point)
