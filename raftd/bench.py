@@ -42,7 +42,7 @@ class Load:
     value_bytes      size of a written value
     keys             they are PREFIX0, PREFIX1, ...; each request takes one at random
     read_share       0.0: only writes, 1.0: only reads
-    level            of reads: "linearizable" or "stale"
+    level            of reads: "linearizable", "leader" or "stale"
     reads_from       "leader", or "any": client by client, the members in turn
     seconds, count   how long, or how many requests; the other one is None
     warm_up_seconds  load before that, which is not counted
@@ -186,7 +186,7 @@ class Requests:
     """Makes the bytes of requests; only the key is not prepared."""
 
     def __init__(self, load):
-        path, query = f"/db/{quote(load.prefix)}".encode(), b"?level=stale" if load.level == "stale" else b""
+        path, query = f"/db/{quote(load.prefix)}".encode(), b"" if load.level == "linearizable" else f"?level={load.level}".encode()
         self._write_head, self._read_head = b"POST " + path, b"GET " + path
         self._write_tail = b" HTTP/1.1\r\nHost: raftd\r\nContent-Length: %d\r\n\r\n" % load.value_bytes + b"x" * load.value_bytes
         self._read_tail = query + b" HTTP/1.1\r\nHost: raftd\r\n\r\n"

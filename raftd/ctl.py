@@ -106,7 +106,7 @@ def _add_bench(commands, parents):
     add("--keys", type=_at_least(1), default=1000, metavar="N", help="a request takes one of so many, at random (default 1000)")
     add("--prefix", default="bench/", help="of the keys: they are PREFIX0, PREFIX1, ... and stay (default bench/)")
     add("--read-share", type=_share, default=0.0, metavar="0.0..1.0", help="of the requests (default 0.0: only writes)")
-    add("--level", choices=["linearizable", "stale"], default="linearizable", help="of reads (default linearizable)")
+    add("--level", choices=["linearizable", "leader", "stale"], default="linearizable", help="of reads (default linearizable)")
     add("--reads-from", choices=["leader", "any"], default="leader", help="any: the clients spread over the members (default leader)")
     add("--no-fill", action="store_true", help="do not write every key once before a load that reads")
     add("--duration", type=_duration, metavar="TIME", help="such as 10s, 500ms, 5m (default 10s)")

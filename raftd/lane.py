@@ -23,8 +23,8 @@ from raftd.web.db import outcome_of
 
 log = logging.getLogger(__name__)
 
-# A key without an escape, and nothing in the query but the one common level: what needs a closer look is not plain.
-_TARGET = r"/db/([A-Za-z0-9._~-][A-Za-z0-9._~/-]*)(\?level=stale)?"
+# A key without an escape, and nothing in the query but the level of a read: what needs a closer look is not plain.
+_TARGET = r"/db/([A-Za-z0-9._~-][A-Za-z0-9._~/-]*)(?:\?level=(stale|leader))?"
 _PLAIN = re.compile(_TARGET)
 _PLAIN_LINE = re.compile(rf"(GET|POST|PUT|DELETE) {_TARGET} HTTP/1\.1".encode())
 _UNUSUAL = {"EXPECT", "IF_MATCH", "IF_NONE_MATCH", "IDEMPOTENCY_KEY", "X_RAFT_FENCE"}
@@ -109,7 +109,8 @@ class Lane:
     def __init__(self, node, wake, next_request, otherwise):
         self._node, self._wake, self._next_request, self._otherwise = node, wake, next_request, otherwise
         self._most_bytes = min(MAX_PLAIN_BYTES, node.settings.max_value_bytes)
-        self._reads, self._writes, self._finished = deque(), deque(), deque()  # to begin with: Pending; (command, Pending); Pending
+        self._reads, self._leased_reads, self._writes = deque(), deque(), deque()  # to begin with: Pending, Pending, (command, Pending)
+        self._finished = deque()
         self._awake = False  # the reading thread is, and will call ``finish``
         self._pending = deque()  # in the order of their deadlines, since all have the same time
         self._last_lines_of = 0, ""
@@ -147,7 +148,7 @@ class Lane:
             return False
         if len(body) < length:
             return None
-        command, key, level = match[1].decode(), match[2].decode(), match[3]
+        command, key, level = match[1].decode(), match[2].decode(), match[3] and match[3].decode()
         if not self._may_be(command, key, level):
             return False
         channel.requests = [Plain(command, f"/db/{key}", data)]
@@ -179,11 +180,11 @@ class Lane:
         channel.began = time.monotonic()
         pending = Pending(self, channel, key if command in _READS else None, channel.began + self._node.settings.write_timeout_seconds)
         self._pending.append(pending)
-        if level:
+        if level == "stale":
             self._node.submit_stale_read(pending)
             return
         if command in _READS:
-            self._reads.append(pending)
+            (self._leased_reads if level else self._reads).append(pending)
         else:
             self._writes.append((encode(Delete(key) if command == "DELETE" else Set(key, value)), pending))
         self._wake_if_it_sleeps()
@@ -204,8 +205,11 @@ class Lane:
 
     def finish(self):
         """Begin what is taken, and answer what is done."""
-        self._awake, until = False, time.monotonic() + MOST_SECONDS_AT_ONCE
+        until = time.monotonic() + MOST_SECONDS_AT_ONCE
         self._submit()
+        self._awake = False
+        if self._reads or self._leased_reads or self._writes:  # taken since by another thread, which saw this one awake
+            self._wake_if_it_sleeps()
         while self._finished and time.monotonic() < until:
             pending = self._finished.popleft()
             if pending.channel is not None:
@@ -215,13 +219,14 @@ class Lane:
 
     def _submit(self):
         """Whom the node refuses, with nothing proposed, goes to Flask, which comes to the same end and says so in the client's way."""
-        reads, writes = _drained(self._reads), _drained(self._writes)
+        writes = _drained(self._writes)
         refused = [pending for _, pending in self._node.submit_all(writes)] if writes else []
-        if reads:
-            try:
-                self._node.submit_read(Together(reads))
-            except RaftdError:
-                refused += reads
+        for queue, leased in ((self._reads, False), (self._leased_reads, True)):
+            if reads := _drained(queue):
+                try:
+                    self._node.submit_read(Together(reads), leased)
+                except RaftdError:
+                    refused += reads
         for pending in refused:
             if pending.channel is not None:
                 self._otherwise(self._released(pending))

@@ -417,16 +417,17 @@ class Node:
             return False
         return True
 
-    def submit_read(self, future=None):
+    def submit_read(self, future=None, leased=False):
         """The beginning of a linearizable read, without waiting: a Future of the index at which the state may be asked now.
 
-        0 means: ask again. Raises NoLeader, StorageFailed, Stopping at once. As to *future*, see ``submit_all``; to callbacks, ``submit``.
+        0 means: ask again. *leased*: a leader that has a lease need not ask its followers. Raises NoLeader, StorageFailed, Stopping at
+        once. As to *future*, see ``submit_all``; to callbacks, ``submit``.
         """
         with self._lock:
             self._check_running_locked()
-            return self._submit_read_locked(future)
+            return self._submit_read_locked(future, leased)
 
-    def _submit_read_locked(self, future=None):
+    def _submit_read_locked(self, future=None, leased=False):
         if self._raft.withdrawn:  # what would have to be applied first cannot be
             raise StorageFailed(self._raft.withdrawn)
         waiting = len(self._applied_waiters) + self._raft.waiting_reads
@@ -434,7 +435,10 @@ class Node:
             raise Overloaded(f"{waiting} reads are waiting; try again in a second")
         future = future or Future()
         self._raft.tick(time.monotonic())
-        self._raft.read_index(future)
+        if leased and (index := self._raft.leased_index()):
+            self._wake_when_applied_locked(index, future)
+        else:
+            self._raft.read_index(future)
         self._settle_locked()
         return future
 
@@ -480,15 +484,15 @@ class Node:
     def read(self, query, level="linearizable", min_index=0, timeout=5.0):
         """The state machine's answer to *query*.
 
-        ``linearizable``: never older than any write that was answered before this call (thesis 6.4). ``stale``: the state of this node
-        now, with all writes that it has answered itself. Either way at least as new as *min_index*. Raises NoLeader, NoQuorum,
-        StorageFailed, Stopping.
+        ``linearizable``: never older than any write that was answered before this call (thesis 6.4). ``leader``: the same, as long as
+        clocks run alike (``Raft.leased_index``). ``stale``: the state of this node now, with all writes that it has answered itself. In
+        any case at least as new as *min_index*. Raises NoLeader, NoQuorum, StorageFailed, Stopping.
         """
         deadline = time.monotonic() + timeout
         if self._stopping.is_set():
             raise Stopping()
-        if level == "linearizable":
-            min_index = max(min_index, self._read_index(deadline))
+        if level != "stale":
+            min_index = max(min_index, self._read_index(deadline, leased=level == "leader"))
         elif not self._has_what_it_answered:
             min_index = max(min_index, self._answered_index)
         if min_index:
@@ -512,14 +516,14 @@ class Node:
         with self._lock:
             self._wake_when_applied_locked(self._answered_index, future)
 
-    def _read_index(self, deadline):
+    def _read_index(self, deadline, leased):
         """Where the state machine stands, far enough. A node without a leader waits for one as long as an election takes, no longer."""
         leader_deadline = min(deadline, time.monotonic() + 2 * self.settings.election_timeout_seconds)
         while True:
             with self._lock:
                 self._check_running_locked()
                 self._wait_for_leader_locked(leader_deadline)
-                future = self._submit_read_locked()
+                future = self._submit_read_locked(leased=leased)
             try:
                 index = future.result(max(0, deadline - time.monotonic()))
             except TimeoutError:

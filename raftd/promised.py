@@ -2,7 +2,7 @@
 
 A write-ahead log that is removed, emptied or cut short after a crash takes with it what was in nothing else, and SQLite takes what is
 left for all there ever was: a server would forget its vote without a word. The same goes for an older raft.db, put in the place of the
-newer one. Against the line it shows.
+newer one. Against the line it shows, as it does when raft.db is that of another server.
 
 The line is written after each save and not synced, so it costs no more than a system call. A power cut may leave an older one: it never
 says more than raft.db has, but it may say less. That holds because what it tells of never falls, save for the end of the log when
@@ -14,6 +14,7 @@ import zlib
 from contextlib import suppress
 from typing import NamedTuple
 
+from raftd.errors import REPLACE_NODE, DamagedFiles
 from raftd.sqlitefile import storage_errors
 
 NAME = "raft.promised"
@@ -30,23 +31,31 @@ class Said(NamedTuple):
 
 
 class Promised:
-    """The open file, of the raft.db whose identity is *id*. Methods raise StorageFailed."""
+    """The open file, of the raft.db whose identity is *id*. Methods raise StorageFailed; the first one DamagedFiles, if it is not that."""
 
     def __init__(self, directory, id):
         self._id, self._path = id, os.path.join(directory, NAME)
         with storage_errors(self._path):
             self._file = open(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), "r+b", buffering=0)
-            self.said = self._read()
+            try:
+                self.said = self._read()
+            except BaseException:
+                self._file.close()
+                raise
 
     def _read(self):
-        """A line that is damaged, or is not there, says nothing, as one of other files does."""
+        """A line that is damaged, or is not there, says nothing. Raises DamagedFiles for one of other files than raft.db."""
+        said, id = Said(), self._id
         with suppress(ValueError):
             line, _, checksum = os.pread(self._file.fileno(), _LENGTH, 0).decode("ascii").rstrip().rpartition(" ")
-            id, *numbers = line.split(" ")
+            of, *numbers = line.split(" ")
             term, voted, last_index, last_term = map(int, numbers)
-            if id == self._id and int(checksum, 16) == zlib.crc32(line.encode()):
-                return Said(term, bool(voted), last_index, last_term)
-        return Said()
+            if int(checksum, 16) == zlib.crc32(line.encode()):
+                said, id = Said(term, bool(voted), last_index, last_term), of
+        if id != self._id:
+            raise DamagedFiles(f"{self._path} is that of another server than the raft.db beside it: one of them was exchanged; "
+                               f"{REPLACE_NODE}")
+        return said
 
     def missing_from(self, saved):
         """What raft.db, which holds *saved*, has lost, in words; None if it has all."""

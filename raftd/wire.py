@@ -28,19 +28,19 @@ from raftd.raft.messages import (
     TimeoutNowReply,
 )
 
-PROTOCOL = "raftd/2"
+PROTOCOL = "raftd/3"
 MAX_PAYLOAD = 64 << 20  # bytes; larger frames are refused before they are read
 MAX_NUMBER = 1 << 62  # terms and indexes beyond it do not fit in the log file
 
 HEADER = struct.Struct(">IBQI")
 _ENTRY = struct.Struct(">QBI")
-_APPEND = struct.Struct(">QQQQQQI")
+_APPEND = struct.Struct(">QQQQQQII")
 _CHECKED = struct.Struct(">BQ")
 _REFUSAL = 255
 
 # One letter for each field: n number, f flag, s string, b bytes. AppendEntries has a form of its own.
 _FIELDS = {
-    RequestVote: "nsnnff", RequestVoteReply: "nf", AppendEntriesReply: "nfnnn", InstallSnapshot: "nsnnnbnb", InstallSnapshotReply: "nnf",
+    RequestVote: "nsnnff", RequestVoteReply: "nf", AppendEntriesReply: "nfnnnf", InstallSnapshot: "nsnnnbnb", InstallSnapshotReply: "nnf",
     ReadIndex: "ns", ReadIndexReply: "nn", TimeoutNow: "ns", TimeoutNowReply: "n",
 }
 _KINDS = {AppendEntries: 1} | {kind: number for number, kind in enumerate(_FIELDS, 2)}
@@ -99,14 +99,14 @@ def decode(header, payload):
 def _encode_append_entries(message):
     leader = message.leader_id.encode()
     parts = [_APPEND.pack(message.term, message.prev_log_index, message.prev_log_term, message.leader_commit, message.round,
-                          message.confirmed_index, len(message.entries)), struct.pack(">I", len(leader)), leader]
+                          message.confirmed_index, message.lease_ms, len(message.entries)), struct.pack(">I", len(leader)), leader]
     for entry in message.entries:
         parts += (_ENTRY.pack(entry.term, entry.kind, len(entry.command)), entry.command)
     return b"".join(parts)
 
 
 def _decode_append_entries(payload):
-    term, prev_log_index, prev_log_term, leader_commit, read_round, confirmed_index, count = _APPEND.unpack_from(payload)
+    term, prev_log_index, prev_log_term, leader_commit, read_round, confirmed_index, lease_ms, count = _APPEND.unpack_from(payload)
     (leader_id,), position = _take_fields("s", payload, _APPEND.size)
     entries, last_term = [], prev_log_term
     for index in range(prev_log_index + 1, prev_log_index + 1 + count):
@@ -124,7 +124,8 @@ def _decode_append_entries(payload):
         last_term = entry_term
     if position != len(payload) or max(term, prev_log_index + count, leader_commit, confirmed_index) > MAX_NUMBER or prev_log_term > term:
         raise WireError("AppendEntries with numbers that cannot be")
-    return AppendEntries(term, leader_id, prev_log_index, prev_log_term, tuple(entries), leader_commit, read_round, confirmed_index)
+    return AppendEntries(term, leader_id, prev_log_index, prev_log_term, tuple(entries), leader_commit, read_round, confirmed_index,
+                         lease_ms)
 
 
 def _encode_fields(kinds, values):

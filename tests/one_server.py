@@ -48,7 +48,10 @@ def server(*terms, term=None, voted_for=None, configuration=THREE, snapshot=(0, 
             configurations.append(entry.index, Configuration.decode(entry.command))
     hard_state = HardState(log.last_term if term is None else term, voted_for)
     applied = snapshot[0] if applied is None else applied
-    return Raft("n1", hard_state, log, configurations, applied, settings or Settings(), random.Random(1), 0.0)
+    settings = settings or Settings()
+    raft = Raft("n1", hard_state, log, configurations, applied, settings, random.Random(1), -Raft.LEASE * settings.election_timeout_seconds)
+    raft.tick(0.0)  # what it may have promised before it started is over
+    return raft
 
 
 def follower(*terms, leader="n2", **more):

@@ -357,7 +357,7 @@ def test_a_run_outlives_the_leader(tmp_path):
         running = bench.Run(load, bench.members([cluster.followers(leader)[0].address]), watch=done.append)
         thread = threading.Thread(target=lambda: done.append(running.run()), daemon=True)
         thread.start()
-        wait_until(lambda: done and done[-1].succeeded > 100, "the load runs")
+        wait_until(lambda: done and done[-1].succeeded > 100 and running._status.get("term"), "the load runs, and in which term is known")
         before = done[-1].succeeded
         leader.kill()
         wait_until(lambda: done[-1].failures.total() and done[-1].succeeded > before + 200, "the load goes on with another leader")

@@ -548,7 +548,7 @@ CROWDS = {  # how many connections at the leader, a fifth of that at each of the
     "300 chunks that do not end": (300, b"PUT /db/hostile HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nfffff\r\n" + b"x" * 100_000),
     "100 that read nothing": (100, 20 * b"GET /db/large HTTP/1.1\r\nHost: x\r\n\r\n"),
     "100 that read nothing of Flask": (100, 20 * b"GET /db/large?level=stale HTTP/1.1\r\nHost: x\r\nConnection: te\r\n\r\n"),
-    "300 lies about an upgrade": (300, b"GET /raft/ HTTP/1.1\r\nUpgrade: raftd/2\r\nRaft-From: n2\r\n\r\n"),
+    "300 lies about an upgrade": (300, b"GET /raft/ HTTP/1.1\r\nUpgrade: raftd/3\r\nRaft-From: n2\r\n\r\n"),
 }
 
 

@@ -67,8 +67,8 @@ class LaneNode(StubNode):
         else:
             self._settle(future, Applied(1041, self.outcome))
 
-    def submit_read(self, future):
-        self.calls.append(("submit_read",))
+    def submit_read(self, future, leased):
+        self.calls.append(("submit_read", leased))
         if self.refusal:
             raise self.refusal
         self._settle(future, self.read_result)
@@ -193,16 +193,16 @@ READS = {
 }
 
 
-@pytest.mark.parametrize("query", ["", "?level=stale"])
+@pytest.mark.parametrize("level", ["linearizable", "leader", "stale"])
 @pytest.mark.parametrize("found", READS)
-def test_a_read_is_answered_as_flask_answers_it(node, port, found, query):
-    node.found = READS[found]
+def test_a_read_is_answered_as_flask_answers_it(node, port, found, level):
+    node.found, query = READS[found], "" if level == "linearizable" else f"?level={level}"
     mine, theirs = asked(port, "GET", f"/db/a/b{query}"), asked(port, "GET", f"/db/a/b{query}", more=NOT_PLAIN)
     assert without_date(mine) == without_date(theirs)
     assert header(mine, "Date") and header(mine, "X-Raft-Index") == str(node.found.applied_index)
     assert [call[1:3] for call in node.calls if call[0] == "read"] == [
-        (Get("a/b"), "stale"), (Get("a/b"), "stale" if query else "linearizable")]
-    assert ("submit_read",) in node.calls or query, "it did not go through the lane"
+        (Get("a/b"), "stale"), (Get("a/b"), level)]
+    assert ("submit_read", level == "leader") in node.calls or level == "stale", "it did not go through the lane"
     if found == "missing":
         assert (status_of(mine), mine[2]) == (404, b"")
 
@@ -586,7 +586,7 @@ def test_a_read_without_a_leader_goes_to_flask_which_waits_for_one(node, port, w
     with Wire(port) as wire:
         wire.send(2 * request("GET", "/db/a"))
         assert [wire.answer()[2], wire.answer()[2]] == [b"bar", b"bar"]
-    assert node.calls == 2 * [("submit_read",), ("read", Get("a"), "linearizable", 0, 5.0)]
+    assert node.calls == 2 * [("submit_read", False), ("read", Get("a"), "linearizable", 0, 5.0)]
 
 
 def test_a_stale_read_asks_for_no_leader(node, port):
@@ -684,7 +684,8 @@ class Asked:
         self.number, self.requests, self.began = number, [], 0.0
 
     def asks(self, one, method):
-        data = f"{method} /db/k{self.number} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n".encode()
+        method, _, query = method.partition(" ")
+        data = f"{method} /db/k{self.number}{query} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n".encode()
         one._lengths[b"Host: localhost\r\nContent-Length: 0"] = 0
         assert one.take_bytes(self, data)
 
@@ -693,14 +694,18 @@ def test_of_many_that_are_read_in_one_turn_only_the_refused_go_to_flask(node):
     """All are proposed together, and reads begin as one."""
     calls, otherwise = [], []
     node.submit_all = lambda proposals: calls.append(len(proposals)) or proposals[1:2]
-    node.submit_read = lambda future: calls.append("reads") or future.set_exception(errors.NoQuorum("none"))
+
+    def refuse(future, leased):
+        calls.append("leased reads" if leased else "reads")
+        future.set_exception(errors.NoQuorum("none"))
+    node.submit_read = refuse
     one = lane.Lane(node, lambda: None, None, lambda channel: otherwise.append(channel.number))
     one._answer = lambda channel, pending: calls.append((channel.number, type(pending.error)))
-    for number, method in enumerate(["POST", "GET", "PUT", "GET", "DELETE"]):
+    for number, method in enumerate(["POST", "GET", "PUT", "GET", "DELETE", "GET ?level=leader", "GET ?level=leader"]):
         Asked(number).asks(one, method)
     assert calls == []
     one.finish()
-    assert (calls, otherwise) == ([3, "reads", (1, errors.NoQuorum), (3, errors.NoQuorum)], [2])
+    assert (calls, otherwise) == ([3, "reads", "leased reads", *((number, errors.NoQuorum) for number in (1, 3, 5, 6))], [2])
 
 
 def test_reads_that_are_refused_go_to_flask(node):
@@ -709,7 +714,7 @@ def test_reads_that_are_refused_go_to_flask(node):
     for number in range(3):
         Asked(number).asks(one, "GET")
     one.finish()
-    assert otherwise == [0, 1, 2] and node.calls == [("submit_read",)]
+    assert otherwise == [0, 1, 2] and node.calls == [("submit_read", False)]
 
 
 def test_who_has_something_for_a_thread_that_sleeps_wakes_it_once(node):
@@ -751,7 +756,7 @@ def test_a_fault_of_ours_in_one_answer_does_not_end_the_lane(node, port):
     node.read, good = fail, node.read
     with Wire(port, 2) as wire:
         wire.send(request("GET", "/db/a"))
-        wait_until(lambda: ("submit_read",) in node.calls, "it is taken")
+        wait_until(lambda: ("submit_read", False) in node.calls, "it is taken")
         holds_for(0.2, lambda: True, "it fails")
     node.read = good
     assert status_of(asked(port, "GET", "/db/a", seconds=2)) == 200

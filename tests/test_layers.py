@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "config": {"errors"},
     "raft": {"errors"},
     "sqlitefile": {"errors"},
-    "promised": {"sqlitefile"},
+    "promised": {"errors", "sqlitefile"},
     "storage": {"errors", "raft", "sqlitefile", "promised"},
     "kv": {"errors", "sqlitefile"},
     "wire": {"errors", "raft"},

@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from unittest.mock import patch
 
@@ -308,13 +309,13 @@ def foreseeing(size=3, settings=PATIENT, pause=node_module.APPLY_PAUSE_SECONDS):
             yield nodes, leader, nodes.machines[leader.name]
 
 
-@pytest.mark.parametrize("level", ["linearizable", "stale"])
+@pytest.mark.parametrize("level", ["linearizable", "leader", "stale"])
 def test_a_foreseen_write_is_answered_before_it_is_applied_and_a_read_waits_until_it_is(level):
     with foreseeing() as (nodes, leader, machine):
         machine.ready.clear()
         assert leader.propose(b"a", 5).result == b"A" and machine.commands == []
         begun = Future()
-        {"linearizable": leader.submit_read, "stale": leader.submit_stale_read}[level](begun)
+        leader.submit_stale_read(begun) if level == "stale" else leader.submit_read(begun, leased=level == "leader")
         with pytest.raises(NoQuorum):
             leader.read(None, level, timeout=0.1)
         assert not begun.done()
@@ -531,6 +532,61 @@ def test_a_read_that_nobody_waits_for_may_be_answered_once_what_it_must_see_is_a
         assert not read.done()
         machine.ready.set()
         assert read.result(5) >= write.result(5).index
+
+
+def test_a_read_that_may_rest_on_a_lease_asks_nobody():
+    """But to begin with; and only one that may."""
+    with group() as nodes:
+        leader = nodes.leader()
+        rounds = partial(leader.look, lambda raft: raft.role.round)
+        leader.propose(b"a", 5)
+        assert leader.read(None, "leader") == [b"a"]
+        wait_until(lambda: leader.look(lambda raft: raft.leased_index()), "it has a lease")
+        nodes.wires.cut(leader.name)
+        before = rounds()
+        leader.read(None, "leader")
+        leader.submit_read(leased=True).result(0)
+        assert rounds() == before
+        with pytest.raises(NoQuorum):
+            leader.read(None, timeout=0.01)
+        assert rounds() > before
+
+
+def test_a_read_waits_for_what_the_lease_needs_to_be_applied():
+    with group() as nodes:
+        leader = nodes.leader()
+        machine = nodes.machines[leader.name]
+        leader.propose(b"a", 5)
+        leader.read(None, "leader")
+        wait_until(lambda: leader.look(lambda raft: raft.leased_index()), "it has a lease")
+        machine.ready.clear()
+        write = leader.submit(b"b")
+        wait_until(lambda: leader.look(lambda raft: raft.commit_index > raft.last_applied), "it is committed")
+        read = leader.submit_read(leased=True)
+        assert not read.done()
+        machine.ready.set()
+        assert read.result(5) >= write.result(5).index and leader.read(None, "leader") == [b"a", b"b"]
+
+
+@pytest.mark.parametrize("timeouts", [0.0, 0.45])
+def test_a_lease_is_looked_at_when_the_time_has_been_told(timeouts):
+    """A server that was paused does not know yet that its lease is over."""
+    with group() as nodes:
+        leader = nodes.leader()
+        leader.read(None, "leader")
+        wait_until(lambda: leader.look(lambda raft: raft.leased_index()), "it has a lease")
+        with leader._lock:
+            now = time.monotonic() + timeouts * leader.settings.election_timeout_seconds
+            with patch.object(node_module.time, "monotonic", lambda: now):
+                read = leader._submit_read_locked(leased=True)
+        assert read.done() == (timeouts == 0)
+
+
+def test_on_a_follower_a_read_at_the_leader_s_level_is_a_linearizable_one():
+    with group() as nodes:
+        leader = nodes.leader()
+        leader.propose(b"a", 5)
+        assert [node.read(None, "leader") for node in nodes.nodes.values()] == 3 * [[b"a"]]
 
 
 def test_min_index_waits_until_that_entry_is_applied_here():

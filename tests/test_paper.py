@@ -61,6 +61,7 @@ PLACES = {
     "thesis 5.2": "a state machine on disk",
     "thesis 6.2": "leaders without a majority; who knows the leader",
     "thesis 6.4": "reads without a write",
+    "thesis 6.4.1": "leases, for reads that ask for it",
     "thesis 9.6": "pre-votes",
     "thesis 10.2.1": "a leader's disk works while its followers do",
 }
@@ -69,7 +70,6 @@ NOT_IN_THE_CORE = {
     "Figure 13, 2 and 5": "files of snapshots are the state machine's: test_kv_store.py, test_node.py",
     "section 6, joint consensus; thesis 4.3": "not done: one server at a time is enough, and simpler",
     "section 8, serial numbers; thesis 6.3": "not done yet: an Idempotency-Key is refused rather than forgotten, test_web.py",
-    "section 8, leases; thesis 6.4.1": "not done: a read must not rest on clocks",
     "thesis 4.2.1, rounds": "how a newcomer is found to have caught up: test_membership.py, whose tests name it",
     "thesis 5.1, 5.3, 5.4": "not done: the state machine on disk is its own snapshot, and each server compacts by itself",
     "thesis 6.4, waiting for last_applied": "the node's: test_node.py, and the simulation",

@@ -151,14 +151,16 @@ def test_any_flipped_bit_of_the_line_is_noticed(tmp_path):
         assert said in (Said(), Said(3, True, 2, 2)), bit
 
 
-def test_the_line_of_other_files_says_nothing(tmp_path):
-    """A server that was removed and joined anew has the same name, and other files."""
+def test_the_line_of_other_files_is_refused(tmp_path):
+    """A raft.db was exchanged for that of another server: with nothing applied yet, nothing else would tell."""
     with opened(tmp_path, create=True) as (storage, _):
         storage.save(Unsaved(HardState(3, "n2"), None, 1, entries(1, 2)))
     line = (tmp_path / NAME).read_bytes()
     (tmp_path / "new").mkdir()
     Storage.create(tmp_path / "new", IDENTITY._replace(id="e" * 32), ONE).close()
     (tmp_path / "new" / NAME).write_bytes(line)
+    assert "is that of another server than the raft.db beside it" in refusal(tmp_path / "new")
+    (tmp_path / "new" / NAME).unlink()
     assert refusal(tmp_path / "new") is None
 
 

@@ -282,13 +282,13 @@ def test_a_refused_request_says_why_and_the_next_may_be_taken(peer, connection):
 
 def test_another_protocol_is_refused_by_name(peer, connection, monkeypatch):
     n2 = peer()
-    monkeypatch.setattr(wire, "PROTOCOL", "raftd/2")
+    monkeypatch.setattr(wire, "PROTOCOL", "raftd/7")
     with socket.create_connection(split_address(n2.member.address), timeout=5) as raw:
         raw.sendall(b"GET /raft/ HTTP/1.1\r\nUpgrade: raftd/9\r\nRaft-Name: n1\r\n\r\n")
         answer = raw.recv(4096)
         assert answer.startswith(b"HTTP/1.1 403 ")  # before the end is waited for: who is taken in is not told to go
         answer += b"".join(iter(lambda: raw.recv(4096), b""))
-    assert answer.startswith(b"HTTP/1.1 403 ") and b"peers speak raftd/2 here, not raftd/9" in answer
+    assert answer.startswith(b"HTTP/1.1 403 ") and b"peers speak raftd/7 here, not raftd/9" in answer
 
 
 @pytest.mark.parametrize("answer", [b"garbage\r\n\r\n", b"", b"HTTP/1.1 404 Not Found\r\n\r\nno such path", b"\xff" * 20_000,

@@ -1,6 +1,6 @@
 """Files and frames of other versions: what this one wrote stays readable; what it does not know is refused by name, and nothing applied.
 
-``formats/`` holds the files of format 1 as SQL, and here are frames of protocol raftd/2: whoever changes them without a new number
+``formats/`` holds the files of format 1 as SQL, and here are frames of protocol raftd/3: whoever changes them without a new number
 meets these tests. No second version of raftd exists yet that could be run beside this one.
 """
 
@@ -35,11 +35,11 @@ FRAMES = {
     RequestVote(3, "n1", 9, 2, True, False):
         "00000020020000000000000005ecc86e2e0000000000000003000000026e31000000000000000900000000000000020100",
     RequestVoteReply(3, True): "00000009030000000000000005379eba3e000000000000000301",
-    AppendEntries(3, "n1", 4, 2, (Entry(5, 3, COMMAND, b"x"), Entry(6, 3, NOOP, b"")), 4, 7, 3):
-        "000000550100000000000000055c00cd330000000000000003000000000000000400000000000000020000000000000004"
-        "0000000000000007000000000000000300000002000000026e31000000000000000301000000017800000000000000030000000000",
-    AppendEntriesReply(3, False, 1, 2, 3):
-        "00000021040000000000000005799f7be9000000000000000300000000000000000100000000000000020000000000000003",
+    AppendEntries(3, "n1", 4, 2, (Entry(5, 3, COMMAND, b"x"), Entry(6, 3, NOOP, b"")), 4, 7, 3, 250):
+        "000000590100000000000000055d1695b4000000000000000300000000000000040000000000000002000000000000000400000000000000070000000000"
+        "000003000000fa00000002000000026e31000000000000000301000000017800000000000000030000000000",
+    AppendEntriesReply(3, False, 1, 2, 3, True):
+        "000000220400000000000000057caa1abc00000000000000030000000000000000010000000000000002000000000000000301",
     InstallSnapshot(3, "n1", 9, 2, 10, b"\1\2", 4, b"data"):
         "0000003c05000000000000000590230c4b0000000000000003000000026e3100000000000000090000000000000002000000000000000a"
         "00000002010200000000000000040000000464617461",
@@ -97,8 +97,8 @@ def test_commands_of_format_1(command, data):
 
 
 @pytest.mark.parametrize(("message", "frame"), FRAMES.items(), ids=lambda value: type(value).__name__)
-def test_frames_of_protocol_2(message, frame):
-    assert wire.PROTOCOL == "raftd/2"
+def test_frames_of_protocol_3(message, frame):
+    assert wire.PROTOCOL == "raftd/3"
     assert wire.encode(message, 5).hex() == frame
     data = bytes.fromhex(frame)
     assert wire.decode(data[:wire.HEADER.size], data[wire.HEADER.size:]) == (message, 5)

@@ -282,6 +282,7 @@ def test_a_target_that_the_server_has_guessed_at_names_no_key(app, node, path, t
     [
         ("", ("linearizable", 0, 5.0)),
         ("level=linearizable", ("linearizable", 0, 5.0)),
+        ("level=leader", ("leader", 0, 5.0)),
         ("level=stale", ("stale", 0, 5.0)),
         ("level=stale&min_index=1041&timeout=500ms", ("stale", 1041, 0.5)),
         ("min_index=0", ("linearizable", 0, 5.0)),

@@ -53,7 +53,7 @@ MESSAGES = st.one_of(
 EXAMPLES = [
     AppendEntries(7, "n1", 4, 5, (Entry(5, 6, 1, b"x" * 9), Entry(6, 7, 0, b""), Entry(7, 7, 2, b"[]")), 4, 3),
     AppendEntries(1, "n1", 0, 0),
-    RequestVote(3, "n2", 9, 2, True, False), RequestVoteReply(3, True), AppendEntriesReply(3, False, 0, 5, 2),
+    RequestVote(3, "n2", 9, 2, True, False), RequestVoteReply(3, True), AppendEntriesReply(3, False, 0, 5, 2, True),
     InstallSnapshot(3, "n1", 10, 2, 100, b"s" * 32, 50, b"data"), InstallSnapshotReply(3, 54, False), ReadIndex(3, "n3"),
     ReadIndexReply(3, 17), TimeoutNow(3, "n1"), TimeoutNowReply(3),
 ]

@@ -76,6 +76,9 @@ class Raft:
     MAX_COMPACTED_ENTRIES = 1000  # forgotten in one write
     SNAPSHOT_PATIENCE_SECONDS = 30.0  # a snapshot for a peer that has been silent for so long is given up
     NOTICE_SECONDS = 0.01  # a new commit_index waits this long for a request with entries to carry it to a peer
+    LEASE = 0.5  # for such a part of an election timeout followers promise to elect nobody else
+    LEASE_TRUST = 0.8  # on such a part of that the leader counts: the clock of a follower may run faster than its own by a quarter
+    LEASE_WANTED_SECONDS = 1.0  # for so long after it was last asked for a lease is renewed
     TURN_SECONDS = 0.02  # so far apart stand those who have lost their leader: a few times what asking for votes takes
 
     def __init__(self, name, hard_state, log, configurations, applied, settings, random, now):
@@ -98,6 +101,8 @@ class Raft:
         self._answers = []
         self._retry_at = {}  # peers that did not answer, and when to try again
         self._gone, self._hasty_until = None, -math.inf  # the leader that was lost; until then elections are soon tried again
+        self._lease_ms = math.ceil(1000 * self.LEASE * settings.election_timeout_seconds)  # what is asked for, and promised at the most
+        self._promised_until = now + self._lease_ms / 1000  # helps to elect nobody until then; perhaps it has promised so before it started
         self._timer = now
         if self.configuration.voters != [name]:  # a cluster of one has nobody to wait for
             self._set_election_timer()
@@ -155,7 +160,7 @@ class Raft:
 
     def _set_election_timer(self):
         timeout = self._settings.election_timeout_seconds
-        self._timer = self.now + timeout * (1 + self._random.random())
+        self._timer = max(self.now + timeout * (1 + self._random.random()), self._promised_until)
 
     def leader_is_gone(self, leader_id, term):
         """*leader_id*, which led *term* when its connection broke, is dead: its host refuses connections where it listened.
@@ -163,7 +168,7 @@ class Raft:
         Its follower need not wait out an election timeout. It forgets that leader, which is then no reason to refuse a vote, and soon
         asks whether it would be elected. All else stays as it is (pre-votes, the comparison of logs, a refusal by whoever hears the
         leader), so that a report that is false deposes no leader that a majority hears, and one that is believed by many costs an
-        election, never safety. A lease (thesis 6.4.1) must not count on a follower that waits before it votes: this one does not.
+        election, never safety. What this server has promised for a lease (thesis 6.4.1) it keeps all the same.
         """
         match self.role:
             case Follower(leader) if (leader, self.term) == (leader_id, term):
@@ -175,7 +180,8 @@ class Raft:
         """Those who have lost their leader stand one after the other, in an order that all know: else they would share the votes."""
         others = [name for name in self.configuration.voters if name != self._gone]
         turn = others.index(self.name) if self.name in others else len(others)
-        self._timer = min(self._timer, self.now + self.TURN_SECONDS * (pause_turns + turn + self._random.random() / 2))
+        first = max(self.now, self._promised_until)
+        self._timer = min(self._timer, first + self.TURN_SECONDS * (pause_turns + turn + self._random.random() / 2))
 
     def _disk_is_stalled(self):
         return self.now >= self.disk_due
@@ -323,6 +329,8 @@ class Raft:
                 progress[peer] = Progress(next_index=self.log.last_index + 1, last_heard=self.now)
         for peer in set(progress) - set(self.peers):
             del progress[peer]
+        self.role.lease_until = -math.inf  # the majority that has promised it is perhaps none any more
+        self.role.lease_rounds.clear()
 
     def transfer_leadership(self, target):
         """Hand leadership to the voter *target*, within an election timeout or not at all (thesis 3.10). Raises NotLeader, NoLeader."""
@@ -350,6 +358,28 @@ class Raft:
                 raise NoLeader()
         return read
 
+    def leased_index(self):
+        """What must be applied before a read is answered without a word to anybody, or 0 if this server has no lease (thesis 6.4.1).
+
+        Needs the time: it must have been told (``tick``) after the read was asked for. Then no other leader has been elected yet, if
+        no follower's clock runs faster than this server's by more than a quarter, and none has jumped or stood still. From now on the
+        lease is renewed for ``LEASE_WANTED_SECONDS``.
+        """
+        match self.role:
+            case Leader(lease_until=lease_until, first_index=first_index, successor_called=False) as leader:
+                leader.lease_wanted_until = self.now + self.LEASE_WANTED_SECONDS
+                if self.now < lease_until and self.commit_index >= first_index:
+                    return self.commit_index
+        return 0
+
+    def _extend_lease(self):
+        """A lease begins when the requests were sent that a majority has answered: who promises something does so later."""
+        leader = self.role
+        promised = self._reached_by_majority({peer: progress.promised_round for peer, progress in leader.progress.items()}, leader.round)
+        while leader.lease_rounds and leader.lease_rounds[0][0] <= promised:
+            _, began = leader.lease_rounds.popleft()
+            leader.lease_until = began + self.LEASE_TRUST * self._lease_ms / 1000
+
     @property
     def waiting_reads(self):
         """How many reads are not finished yet."""
@@ -363,12 +393,18 @@ class Raft:
     def _begin_read(self, read):
         leader = self.role
         if not leader.round_open:  # a request that is already under way proves nothing about a read that begins now
-            leader.round, leader.round_open = leader.round + 1, True
+            self._begin_round()
         read.round = leader.round
         if self.commit_index >= leader.first_index:
             read.index = self.commit_index
         leader.reads.append(read)
         self._confirm_reads()
+
+    def _begin_round(self):
+        leader = self.role
+        leader.round, leader.round_open = leader.round + 1, True
+        if self.now < leader.lease_wanted_until:
+            leader.lease_rounds.append((leader.round, self.now))
 
     def _confirm_reads(self):
         """Reads whose round a majority has answered, once the no-op of the term is committed."""
@@ -466,6 +502,8 @@ class Raft:
         """Leader stickiness (thesis 4.2.3): who hears a leader helps nobody to depose it, unless the leader itself asked for that."""
         if request.leadership_transfer and not request.pre_vote:
             return False
+        if self.now < self._promised_until:
+            return True
         match self.role:
             case Leader():
                 return True
@@ -498,15 +536,23 @@ class Raft:
         """Figure 2, AppendEntries, "Receiver implementation"."""
         if request.term < self.term:
             return Answer(request, lambda: AppendEntriesReply(self.term, False))
+        promised = self._promise(request.lease_ms)
         self._hear_leader(request)
         self.role.leader_commit = max(self.role.leader_commit, request.leader_commit)
         self._check_nothing_is_lost(request)
         if not self.log.matches(request.prev_log_index, request.prev_log_term):
             index, term = self.log.conflict(request.prev_log_index)
-            return Answer(request, lambda: AppendEntriesReply(self.term, False, 0, index, term))
+            return Answer(request, lambda: AppendEntriesReply(self.term, False, 0, index, term, promised))
         self._accept_entries(request)
         matched = self.role.matched_index  # a heartbeat is answered at once, with what is durable
-        return Answer(request, lambda: self._appended_reply(request, matched), needs_index=matched if request.entries else 0)
+        return Answer(request, lambda: self._appended_reply(request, matched, promised), needs_index=matched if request.entries else 0)
+
+    def _promise(self, lease_ms):
+        """True if nobody is elected with the help of this server for so long (thesis 6.4.1): only what a restart would remember."""
+        promised = 0 < lease_ms <= self._lease_ms
+        if promised:
+            self._promised_until = max(self._promised_until, self.now + lease_ms / 1000)
+        return promised
 
     def _check_nothing_is_lost(self, request):
         """A log keeps what it has of the leader of the term (section 5.3). If it does not, these are older files: see ``lost``."""
@@ -526,10 +572,10 @@ class Raft:
         self.role.matched_index = max(self.role.matched_index, last_new)
         self.commit_index = max(self.commit_index, min(request.leader_commit, last_new))
 
-    def _appended_reply(self, request, matched):
+    def _appended_reply(self, request, matched, promised):
         if self.term != request.term:
             return AppendEntriesReply(self.term, False)
-        return AppendEntriesReply(self.term, True, min(self.saved_index, matched))
+        return AppendEntriesReply(self.term, True, min(self.saved_index, matched), promised=promised)
 
     def _log_changed_from(self, index):
         """Entries from *index* on are new: what was saved there, or is being saved, does not count (the late "written" event)."""
@@ -618,7 +664,7 @@ class Raft:
             and self.role.progress[peer].match_index == self.log.last_index
 
     def _must_hear(self, progress):
-        wants_round = self.role.reads and progress.sent_round < self.role.round
+        wants_round = self.role.reads and progress.sent_round < self.role.reads[-1].round
         return bool(wants_round) or self.now >= min(progress.heartbeat_due, progress.notice_due)
 
     def request_for(self, peer):
@@ -629,7 +675,7 @@ class Raft:
             case Leader(transfer=transfer, progress=progress):
                 if not self._must_hand_over_to(peer):
                     return self._append_entries_for(progress[peer], ())
-                transfer.sent = True
+                transfer.sent = self.role.successor_called = True
                 return TimeoutNow(self.term, self.name)
             case Candidate(pre_vote, leadership_transfer):
                 term = self.term + 1 if pre_vote else self.term
@@ -643,11 +689,14 @@ class Raft:
         prev_log_term = self.log.term_at(prev_log_index)
         if prev_log_term is None:  # compacted; such a peer waits for a snapshot, and hears only that the leader lives
             prev_log_index = prev_log_term = 0
+        lease_ms = self._lease_ms if self.now < self.role.lease_wanted_until else 0
+        if lease_ms and not self.role.round_open:
+            self._begin_round()
         self.role.round_open = False
         progress.sent_round, progress.sent_commit = self.role.round, self.commit_index
         progress.heartbeat_due, progress.notice_due = self.now + self._settings.heartbeat_seconds, math.inf
         return AppendEntries(self.term, self.name, prev_log_index, prev_log_term, entries, self.commit_index, self.role.round,
-                             progress.match_index)
+                             progress.match_index, lease_ms)
 
     def needs_snapshot(self, peer):
         """True if *peer* lacks entries that are compacted, and no snapshot has been offered for it (``snapshot_offered``)."""
@@ -755,6 +804,9 @@ class Raft:
         match request:
             case AppendEntries():
                 progress.acked_round = max(progress.acked_round, request.round)
+                if reply.promised:
+                    progress.promised_round = max(progress.promised_round, request.round)
+                    self._extend_lease()
                 self._append_entries_reply(progress, request, reply)
                 self._confirm_reads()
             case InstallSnapshot():

@@ -62,6 +62,7 @@ class AppendEntries:
     leader_commit   the leader's commit_index
     round           the read round this request belongs to; its answer confirms reads up to it (thesis 6.4)
     confirmed_index  up to here the follower has told this leader, in this term, that it has the leader's log on disk
+    lease_ms        for so long, in milliseconds, the follower is asked to help nobody else to be elected (thesis 6.4.1); 0: it is not
     """
 
     term: int
@@ -72,13 +73,14 @@ class AppendEntries:
     leader_commit: int = 0
     round: int = 0
     confirmed_index: int = 0
+    lease_ms: int = 0
 
     def __str__(self):
         """For the log: which entries, not what they say."""
         entries = f"{self.entries[0].index}..{self.entries[-1].index}" if self.entries else "none"
         return (f"AppendEntries(term={self.term}, leader_id={self.leader_id}, prev_log_index={self.prev_log_index}, "
                 f"prev_log_term={self.prev_log_term}, entries={entries}, leader_commit={self.leader_commit}, round={self.round}, "
-                f"confirmed_index={self.confirmed_index})")
+                f"confirmed_index={self.confirmed_index}, lease_ms={self.lease_ms})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,7 @@ class AppendEntriesReply:
     match_index     if so: the follower has on disk all of the leader's log up to here
     conflict_index  if not: where the leader may try next
     conflict_term   term of the entry that conflicts, 0 when the follower's log is too short (section 5.3)
+    promised        it helps nobody else to be elected, for as long as it was asked from when the request came
     """
 
     term: int
@@ -95,6 +98,7 @@ class AppendEntriesReply:
     match_index: int = 0
     conflict_index: int = 0
     conflict_term: int = 0
+    promised: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """What a server holds only while it is follower, candidate or leader; changing the role throws it away."""
 
 import math
+from collections import deque
 from dataclasses import dataclass, field
 
 from raftd.raft.messages import ReadIndex
@@ -78,6 +79,7 @@ class Progress:
 
     last_heard      when it last answered
     acked_round     newest read round it answered
+    promised_round  newest read round it answered with the promise that a lease rests on
     sent_round, sent_commit   newest read round and commit_index it was told
     heartbeat_due   when it must hear from the leader again
     notice_due      when a new commit_index is worth a request of its own
@@ -88,6 +90,7 @@ class Progress:
     match_index: int = 0
     last_heard: float = 0.0
     acked_round: int = 0
+    promised_round: int = 0
     sent_round: int = 0
     sent_commit: int = 0
     heartbeat_due: float = -math.inf
@@ -101,6 +104,10 @@ class Leader:
     """
     first_index  index of the no-op of its term; nothing may be read or reconfigured before it is committed
     round        the current read round; ``round_open`` until a request has carried it
+    lease_until  a majority has promised to elect nobody else before that, on the clock that ``tick`` tells (thesis 6.4.1)
+    lease_wanted_until  requests ask for that promise until then
+    lease_rounds  (round, when it began) of those that may extend the lease when a majority has answered them with the promise
+    successor_called  another was asked to stand, whom voters help whatever they have promised: there is no lease any more
     """
 
     first_index: int
@@ -109,3 +116,7 @@ class Leader:
     round_open: bool = False
     reads: list[Read] = field(default_factory=list)
     transfer: Transfer | None = None
+    lease_until: float = -math.inf
+    lease_wanted_until: float = -math.inf
+    lease_rounds: deque[tuple[int, float]] = field(default_factory=deque)
+    successor_called: bool = False

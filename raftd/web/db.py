@@ -26,7 +26,7 @@ def _add_converter(state):
 
 @blueprint.get("/<raftd_key:key>")
 def get(key):
-    """The value of *key*, never older than the request unless ``level=stale``."""
+    """The value of *key*, never older than the request unless ``level=stale``; for how sure that is with ``leader`` see ``Node.read``."""
     node = current_node()
     how = query(level="linearizable", min_index=0, timeout=node.settings.write_timeout_seconds)
     found = node.read(Get(key_of(key)), **how)

@@ -14,7 +14,7 @@ from raftd.errors import BadRequest, TooLarge
 from raftd.kv import Conditions
 from raftd.web.current import current_node
 
-LEVELS = ("linearizable", "stale")
+LEVELS = ("linearizable", "leader", "stale")
 MAX_TIMEOUT_SECONDS = 60.0
 MAX_ENTITY_TAGS = 100
 MAX_JSON_BYTES = 64 * 1024
@@ -107,7 +107,7 @@ def query(**defaults):
 
 def _level(text):
     if text not in LEVELS:
-        raise BadRequest(f"level is linearizable or stale, not {_shown(text)}")
+        raise BadRequest(f"level is linearizable, leader or stale, not {_shown(text)}")
     return text
 
 

@@ -18,7 +18,7 @@ EXPECTED = {"not_found", "precondition_failed", "not_leader", "no_leader", "no_q
 MOST_HOPS = 2  # redirects that a client follows
 
 # What a client does next, how often of 100.
-OPERATIONS = {"put": 30, "get": 28, "stale get": 12, "get since": 6, "delete": 6, "put if match": 9, "put if absent": 4,
+OPERATIONS = {"put": 30, "get": 18, "leased get": 10, "stale get": 12, "get since": 6, "delete": 6, "put if match": 9, "put if absent": 4,
               "delete if match": 2, "put by redirect": 3}
 
 
@@ -94,6 +94,8 @@ class Clients:
         query, headers, more = {}, {}, {}
         if what in ("stale get", "get since"):
             query["level"], more["stale"] = "stale", True
+        if what == "leased get":
+            query["level"] = "leader"
         if what == "get since":
             query["min_index"] = more["min_index"] = highest
         if what == "put by redirect":

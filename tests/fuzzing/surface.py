@@ -71,7 +71,7 @@ class NotingNode:
         self._change()
         return {"name": "n3", "address": "localhost:4003"}
 
-    def submit_read(self, future):
+    def submit_read(self, future, leased=False):
         future.set_result(1)
 
     submit_stale_read = submit_read

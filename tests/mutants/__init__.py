@@ -1,5 +1,6 @@
 """Well-known mistakes, planted one at a time: what no check notices would not be noticed if somebody made it. See ``bin/mutants``."""
 
+from mutants.leases import LEASES
 from mutants.listener import LISTEN
 from mutants.peers import PEERS
 from mutants.raft import RAFT
@@ -8,5 +9,5 @@ from mutants.state import STATE
 from mutants.storage import STORAGE
 from mutants.web import WEB
 
-ROOMS = (RAFT, STORAGE, STATE, RUNTIME, PEERS, LISTEN, WEB)
+ROOMS = (RAFT, LEASES, STORAGE, STATE, RUNTIME, PEERS, LISTEN, WEB)
 CATALOGUE = tuple(mutant for room in ROOMS for mutant in room)

@@ -32,11 +32,11 @@ STORAGE = (
         [Edit(PROMISED, "saved.term_at(said.last_index) != said.last_term:", "saved.term_at(said.last_index) is None:")],
         [PROMISES + "test_entries_that_were_overwritten_by_others_are_not_taken_for_them"]),
     Mutant(
-        "promise-of-other-files-believed",
-        "What another server, or this one before it was removed, has promised keeps it from starting.",
+        "promise-of-other-files-overlooked",
+        "A raft.db was exchanged for that of another server, whose log begins where the state is: it is taken for this one's.",
         "raftd: a simplification that looks harmless",
-        [Edit(PROMISED, "if id == self._id and int", "if int")],
-        [PROMISES + "test_the_line_of_other_files_says_nothing"]),
+        [Edit(PROMISED, "if id != self._id:", "if False:")],
+        [PROMISES + "test_the_line_of_other_files_is_refused"]),
     Mutant(
         "promise-not-taken-back",
         "Entries are overwritten, and a power cut brings back the line that says they are there: a whole server is refused.",

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from raftd.errors import RaftdError
 from raftd.kv.commands import Conditions, Delete, Set, encode, foresee
+from raftd.raft.roles import Read
 
 KEYS = "abc"
 
@@ -27,8 +28,8 @@ class Write:
 class Clients:
     """What clients call and what they are told, at any server, as the judge sees it."""
 
-    def __init__(self, judge, rng):
-        self.judge, self._rng = judge, rng
+    def __init__(self, judge, rng, tell_time):
+        self.judge, self._rng, self._tell_time = judge, rng, tell_time
         self.floor = 0
         self._number = 0
         self._writes = {}  # command: Write, all that were ever proposed
@@ -41,9 +42,11 @@ class Clients:
         rng, raft = self._rng, server.raft
         try:
             if rng.random() < faults.reads:
-                key = rng.choice(KEYS)
-                if rng.random() < 0.3:
+                key, kind = rng.choice(KEYS), rng.random()
+                if kind < 0.3:
                     self._read_stale(server, key)
+                elif kind < 0.3 + faults.leases:
+                    self._read_leased(server, key)
                 else:
                     raft.read_index((key, self.floor))
             if rng.random() < faults.writes and raft.is_leader and raft.log.last_index < raft.commit_index + 20:
@@ -128,6 +131,17 @@ class Clients:
             self.judge.counts["linearizable reads answered"] += 1
             self._answered(index)
         server.reads = waiting
+
+    def _read_leased(self, server, key):
+        """The runtime tells the time first: without it a server that was paused does not know that its lease is over."""
+        self._tell_time(server)
+        if index := server.raft.leased_index():
+            read = Read((key, self.floor))
+            read.index = index
+            server.reads.append(read)
+            self.judge.counts["reads that rested on a lease"] += 1
+        else:
+            server.raft.read_index((key, self.floor))
 
     def _read_stale(self, server, key):
         """It may be old, but it was the state at some time, has what the server has answered, and never goes back."""

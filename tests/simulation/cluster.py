@@ -19,7 +19,7 @@ from raftd.raft.roles import Candidate, Follower, Leader
 
 RPC_SECONDS = 0.4
 STEPS = 1000  # of one run under faults
-BOUND_SECONDS = 15  # of simulated time, some ten election timeouts: when nothing fails any more, there is progress by then
+BOUND = 30  # election timeouts: when nothing fails any more, there is progress by then
 KEPT_EVENTS = 60  # the last ones, to be shown when something goes wrong
 CALLED_MEANWHILE = Faults(reads=1, writes=1)
 _ORDERS = list(permutations(range(5)))
@@ -33,12 +33,13 @@ class Cluster:
         self.faults = faults or Faults.drawn(rng)
         self.names = names = [f"n{number}" for number in range(1, size + spares + 1)]
         members = Configuration({name: Member(name, f"{name}:1") for name in names[:size]})
-        settings = Settings(max_append_bytes=rng.choice((1, 40, 1 << 20)))
+        self.settings = Settings(max_append_bytes=rng.choice((1, 40, 1 << 20)),
+                                 election_timeout_seconds=self.faults.patience * Settings().election_timeout_seconds)
         self.keep_entries = rng.choice((0, 3, 50, 10_000))
-        self.servers = {name: Server(name, members if name in members.members else NOBODY, rng, settings) for name in names}
+        self.servers = {name: Server(name, members if name in members.members else NOBODY, rng, self.settings) for name in names}
         self.judge = Judge(self.servers, members)
         self.counts = self.judge.counts
-        self.clients = Clients(self.judge, rng)
+        self.clients = Clients(self.judge, rng, self._tick)
         self.now = 0.0
         self.events = deque(maxlen=None if record else KEPT_EVENTS)  # (seconds, what), to be shown as text
         self._heap, self._sequence = [], 0
@@ -63,7 +64,7 @@ class Cluster:
             if server.up and server.paused_until <= now:
                 for number in _ORDERS[int(rng.random() * len(_ORDERS))]:
                     actions[number](server)
-        self.judge.check()
+        self.judge.check(now)
 
     # What a server does
 
@@ -72,13 +73,12 @@ class Cluster:
         server.paused_until = 0.0
         self._note(server.name, "wakes")
         if server.up:
-            self.clients.call(server, CALLED_MEANWHILE)
+            self.clients.call(server, replace(CALLED_MEANWHILE, leases=self.faults.leases))
 
     def _tick(self, server):
-        server.clock = max(server.clock, self.now * server.speed)
         raft = server.raft
         led = isinstance(raft.role, Leader)
-        raft.tick(server.clock)
+        server.tell_time(self.now)
         if led:
             if raft.is_leader:
                 self.judge.check_leadership(server)
@@ -138,6 +138,8 @@ class Cluster:
                 self._note(server.name, "pauses until", server.paused_until)
             if server.up and rng.random() < faults.mistaken:
                 self.find_leader_dead(server)
+        if self.leader and rng.random() < faults.walled:
+            self._wall_in(self.leader)
         if rng.random() < faults.cut:
             kind, links = partition(self.names, self.leader and self.leader.name, rng)
             self._cut |= links
@@ -146,6 +148,14 @@ class Cluster:
         if self._cut and rng.random() < faults.heal:
             self._cut.clear()
             self._note("all links work again")
+
+    def _wall_in(self, leader):
+        self.cut_off(leader.name)
+        self.counts["leaders walled in"] += 1
+        self._note("a wall around", leader.name)
+        for server in self.servers.values():
+            if server.up and server.raft.leader_id == leader.name:
+                self.find_leader_dead(server)
 
     def crash(self, server, power_cut=False):
         """*server* stops; its followers may notice, if its host still runs."""
@@ -386,7 +396,7 @@ def _await_progress(cluster):
     def progress():
         return len(cluster.judge.committed) > committed + 1 and cluster.counts["linearizable reads answered"] > reads \
             and cluster.converged()
-    assert run_until(cluster, progress, BOUND_SECONDS), "no progress on a healthy network"
+    assert run_until(cluster, progress, BOUND * cluster.settings.election_timeout_seconds), "no progress on a healthy network"
     for server in cluster.servers.values():
         cluster.judge.check_log(server)
         cluster.judge.check_state(server)

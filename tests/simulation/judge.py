@@ -17,14 +17,14 @@ from raftd.raft.roles import Leader
 # What ``Judge.counts`` counts: of a run over many seeds, none may be zero, or something was not exercised.
 EXERCISED = (
     "elections", "writes committed", "writes answered", "writes answered before they were applied",
-    "writes refused by their condition", "writes of unknown outcome", "writes discarded",
-    "linearizable reads answered", "stale reads answered", "entries truncated", "membership changes committed",
-    "learners promoted", "leadership handed over", "leaders deposed for want of a majority", "leaders deposed by a stalled disk",
-    "logs compacted", "snapshots installed", "snapshots interrupted", "crashes", "power cuts that lost unsynced state",
+    "writes refused by their condition", "writes of unknown outcome", "writes discarded", "linearizable reads answered",
+    "reads that rested on a lease", "stale reads answered", "entries truncated", "membership changes committed", "learners promoted",
+    "leadership handed over", "leaders deposed for want of a majority", "leaders deposed by a stalled disk", "logs compacted",
+    "snapshots installed", "snapshots interrupted", "crashes", "power cuts that lost unsynced state",
     "writes interrupted by a crash that happened", "writes interrupted by a crash that did not happen", "disks stalled",
-    "leaders found dead", "leaders taken for dead that lived", "leaders found dead too late", "messages lost", "messages repeated",
-    "pauses", "partitions: one way", "partitions: one link", "partitions: dangling", "partitions: cut off", "partitions: deaf",
-    "partitions: mute", "partitions: halves", "partitions: bridge",
+    "leaders walled in", "leaders found dead", "leaders taken for dead that lived", "leaders found dead too late", "messages lost",
+    "messages repeated", "pauses", "partitions: one way", "partitions: one link", "partitions: dangling", "partitions: cut off",
+    "partitions: deaf", "partitions: mute", "partitions: halves", "partitions: bridge",
 )
 
 
@@ -85,8 +85,9 @@ class Judge:
         rows = [entry for entry in self.committed[:index] if entry.kind == CONFIGURATION]
         return Configuration.decode(rows[-1].command) if rows else first or self.first_configuration
 
-    def check(self):
+    def check(self, now):
         """Everything that must be true after every step."""
+        self.now = now
         for server in self.servers.values():
             if server.up:
                 self._check_server(server)
@@ -176,6 +177,7 @@ class Judge:
         raft = server.raft
         if raft.term not in self.leaders:
             self.counts["elections"] += 1
+            self._check_leases(raft)
             self.leaders[raft.term] = [server.name, raft, raft.log.last_index, raft.log.last_term]
         name, incarnation, index, term = leader = self.leaders[raft.term]
         assert name == server.name and incarnation is raft, f"two leaders in term {raft.term}: {name} and {server.name}"
@@ -184,6 +186,14 @@ class Judge:
         leader[2:] = raft.log.last_index, raft.log.last_term
         self._check_completeness(raft)
         self._check_progress(server)
+
+    def _check_leases(self, elected):
+        """Nobody is elected while another leader has a lease, whether a read makes use of it or not (thesis 6.4.1)."""
+        for server in self.servers.values():
+            role = server.raft.role
+            if server.up and isinstance(role, Leader) and server.raft.term < elected.term and not role.successor_called:
+                left = role.lease_until - server.clock_now(self.now)
+                assert left <= 0, f"{elected.name} was elected while {server.name} has a lease for {left:.3f} s"
 
     def _check_completeness(self, raft):
         checked = max(self._led_to.get(raft.term, 0), raft.log.snapshot_index)

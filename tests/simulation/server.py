@@ -150,7 +150,7 @@ class Server:
     def boot(self, now):
         """As the runtime starts: the production code compares the two files and makes the core of them."""
         saved = SimpleNamespace(hard_state=self.log.hard_state, base=self.log.base, entries=self.log.entries)
-        self.clock = now
+        self.clock = self.clock_at = now
         self.raft = restore(self.name, saved, self.machine.position, self.settings, self.rng, now)
         self.raft.MAX_WRITE_BYTES, self.raft.MAX_COMPACTED_ENTRIES = self.limits
         self.up, self.paused_until = True, 0.0
@@ -161,6 +161,14 @@ class Server:
         # Of a leader, on its own clock: when each peer last answered, and when last a majority of them had.
         self.led_term, self.heard, self.heard_majority, self.peers = None, {}, 0.0, set()
         self.known = None  # what the judge saw of it last
+
+    def clock_now(self, now):
+        """Its clock runs on, at its own speed; also in a pause."""
+        return self.clock + self.speed * (now - self.clock_at)
+
+    def tell_time(self, now):
+        self.clock, self.clock_at = self.clock_now(now), now
+        self.raft.tick(self.clock)
 
     def holds(self, index, term):
         """True if the entry is on the disk here, in the log or in the state machine."""
