@@ -1333,7 +1333,7 @@ class Node:
     def _state_recovered(self):
         if self._raft.withdrawn:
             with self._lock:
-                self._raft.withdrawn = None
+                self._raft.withdrawn = self._applying_since = None  # else the timer finds that the batch which has ended takes too long
             log.info("the state can be written again")
 
     def _compact(self):

@@ -200,7 +200,14 @@ class Used(NamedTuple):
 
     memory: int
     threads: int
-    descriptors: int
+    sockets: int
+
+
+def _is_socket(descriptor):
+    """False, too, for one that has been closed meanwhile."""
+    with suppress(OSError):
+        return os.readlink(descriptor).startswith("socket:")
+    return False
 
 
 class Server:
@@ -276,7 +283,8 @@ class Server:
         """What it needs of the system now."""
         process = Path(f"/proc/{self.process.pid}")
         pages = int((process / "statm").read_text().split()[1])
-        return Used(pages * os.sysconf("SC_PAGE_SIZE"), len(list((process / "task").iterdir())), len(list((process / "fd").iterdir())))
+        return Used(pages * os.sysconf("SC_PAGE_SIZE"), len(list((process / "task").iterdir())),
+                    sum(_is_socket(descriptor) for descriptor in (process / "fd").iterdir()))
 
     # The log and the files
 

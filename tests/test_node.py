@@ -217,6 +217,8 @@ class Group:
     def _let_one_stand(self):
         """Chance says who stands for the first election, and when: only the first of the two is left to it, since the other takes time."""
         first = random.choice(list(self.nodes.values()))
+        for node in self.nodes.values():
+            node._raft._promised_until = 0.0  # they are new: none has promised anything before it started
         with first._lock:
             first._raft._timer = 0.0
             first._timer_wake.notify()

@@ -248,11 +248,9 @@ TERMS_AND_VOTES = (
         "section 5.1; Figure 2, AppendEntries, 1",
         [Edit(CORE, """
             return Answer(request, lambda: AppendEntriesReply(self.term, False))
-        self._hear_leader(request)
-""", """
+        promised =""", """
             pass
-        self._hear_leader(request)
-"""),
+        promised ="""),
          Edit(CORE, """
         if self.term != request.term:
             return AppendEntriesReply(self.term, False)
@@ -523,10 +521,10 @@ READS = (
         "A leader answers reads without asking anybody whether it still leads.",
         "etcd 0.4.1 and Consul (Jepsen 2014); d-engine 381; thesis 6.4",
         [Edit(CORE, """
-for peer, progress in leader.progress.items()}, leader.round)
+        waiting = [read for read in leader.reads if read.round > answered]
 """, """
-for peer, progress in leader.progress.items()}, leader.round)
         answered = leader.round
+        waiting = [read for read in leader.reads if read.round > answered]
 """)],
         [READ + "test_read_waits_for_a_majority"], quick=True),
     Mutant(
@@ -547,10 +545,8 @@ for peer, progress in leader.progress.items()}, leader.round)
         "etcd 20418; thesis 6.4",
         [Edit(CORE, """
                 progress.acked_round = max(progress.acked_round, request.round)
-                self._append_entries_reply(progress, request, reply)
 """, """
                 progress.acked_round = max(progress.acked_round, progress.sent_round)
-                self._append_entries_reply(progress, request, reply)
 """)],
         [READ + "test_an_answer_counts_for_the_round_of_its_request"]),
     Mutant(
@@ -967,9 +963,9 @@ OLDER_COPIES = (
         "A leader takes what it has sent for what the follower has: whole servers are called lost.",
         "raftd: a simplification that looks harmless",
         [Edit(CORE, """
-                             progress.match_index)
+                             progress.match_index, lease_ms)
 """, """
-                             prev_log_index)
+                             prev_log_index, lease_ms)
 """)],
         [OLDER + "test_what_a_follower_refuses_is_not_confirmed", SIMULATION]),
 )

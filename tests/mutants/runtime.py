@@ -181,7 +181,7 @@ RUNTIME = (
                 log.error("the log cannot be written error=%s", error)
                 self._saved_here_locked()
 """)],
-        [TESTS + "test_a_follower_whose_log_fails_comes_back_by_itself"], quick=True),
+        [TESTS + "test_a_follower_whose_log_fails_comes_back_by_itself"]),
     Mutant(
         "written-here-on-a-slow-disk",
         "On a slow disk, too, the thread that has received entries writes them: the leader hears nothing until all is done.",

@@ -17,9 +17,9 @@ WEB = (
         "A plain read is answered with what is here, without asking the leader.",
         "etcd 0.4.1 and Consul (Jepsen 2014)",
         [Edit(LANE, """
-        if level:
+        if level == "stale":
             self._node""", """
-        if level or command in _READS:
+        if command in _READS:
             self._node""")],
         [LANE_TESTS + "test_a_read_is_answered_as_flask_answers_it"], quick=True),
     Mutant(
@@ -167,7 +167,7 @@ WEB = (
         "unknown-level-is-stale",
         "A misspelt level is a stale read.",
         "the contract: what is not understood is refused",
-        [Edit(PARAMETERS, 'raise BadRequest(f"level is linearizable or stale, not {_shown(text)}")', 'return "stale"')],
+        [Edit(PARAMETERS, 'raise BadRequest(f"level is linearizable, leader or stale, not {_shown(text)}")', 'return "stale"')],
         [TESTS + "test_a_bad_parameter_of_a_read_is_refused"]),
     Mutant(
         "idempotency-key-forgotten",

@@ -33,7 +33,9 @@ class Server:
         self.start()
 
     def start(self):
-        self.raft = restore(self.name, self.disk, self.position, self.settings, random.Random(self.name), 0.0)
+        before = -self.settings.election_timeout_seconds * Raft.LEASE  # what it may have promised before it started is over
+        self.raft = restore(self.name, self.disk, self.position, self.settings, random.Random(self.name), before)
+        self.raft.tick(0.0)
         self.up, self.writing, self.seen, self.incoming = True, None, None, {}
 
     def end_write(self):
