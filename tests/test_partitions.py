@@ -348,10 +348,10 @@ def test_a_snapshot_over_a_slow_link_holds_up_nobody(tmp_path, network, sender):
         leader = cluster.leader()
         behind, other = cluster.followers(leader)
         behind.kill()
-        for number in range(9):  # more than the log keeps
+        for number in range(5):  # more than the log keeps
             assert leader.put("large", random.Random(number).randbytes(1 << 19), "?timeout=20s", timeout=25).status == 200
         term = leader.status()["term"]
-        end = network.slow_down(behind, "1mbit", "400ms", arriving=True)  # a chunk takes longer than a small request may
+        end = network.slow_down(behind, "1900kbit", "400ms", arriving=True)  # a chunk takes longer than a small request may
         behind.start()
         wait_until(lambda: list(behind.path.glob("*incoming*")), "it arrives")
         with Writers([leader, other], 2, pause=0.01) as writers:
