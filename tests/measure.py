@@ -1,11 +1,16 @@
 """Figures, not tests: what raftd does on this machine. ``python tests/measure.py WHAT [...]``, or ``all``; each takes minutes.
 
-    failover   kill -9 of the leader of three under 8 writers, 20 times: the gap until the next accepted write; nothing may be lost
+    failover   kill -9 of the leader of three under 8 writers, 20 times: the gap until the next accepted write; nothing may be lost; and
+               the same again while reads with level=leader are in use
     restart    SIGTERM of the leader of three under 8 writers, and its start, 12 times: the longest gap between two accepted writes
     bounded    200,000 writes over 1,000 keys: the size of the files, and the time from a restart to the first answer
     memory     1,000,000 keys of 100 bytes on one node: its memory, and the time from a restart to the first answer
     flat       1,000,000 keys of 100 bytes on three nodes, 64 writers: the latency of writes while the log is compacted, and while
                a new node is sent a copy of the state, beside that of the time before; RAFTD_PLOT names a file for the plot
+    beside     64 writers of 100 bytes over 1,000 keys, over 1,000,000, and, with 16, beside a client that writes values of 1 MiB one after
+               the other, in turn: by how much more and larger data changes the latency of small writes
+    partition  the leader of three is cut off by a firewall that drops its packets, 10 times: the gap until the next accepted write
+    load       64 writers for 10 minutes: no election may be held
     join       a node joins a cluster with 300 MB of state under load: how long, and the slowest write meanwhile
     idle       three idle nodes for 30 s: their CPU time together, and their calls of fsync
 
@@ -28,7 +33,7 @@ from itertools import cycle, pairwise
 from pathlib import Path
 from statistics import median
 
-from cluster import Client, Cluster, Writers, the_fault_lasts, wait_until
+from cluster import Client, Cluster, Network, Writers, the_fault_lasts, wait_until
 from compare import RANDOM_KEYS, wrk
 
 from raftd.bench import Load, Run, percentile
@@ -58,7 +63,7 @@ def first_answer(server):
 
 def first_accepted(servers):
     """The moment at which one of *servers* had accepted a write: each is asked in turn, with no pause that anybody would notice."""
-    clients = [Client(server.address) for server in servers]
+    clients = [Client(server.address, server.client_namespace) for server in servers]
     for client in cycle(clients):
         if client.call("POST", "/db/probe", b"x", timeout=2).status == 200:
             break
@@ -69,6 +74,13 @@ def first_accepted(servers):
 
 
 def failover(directory):
+    for leases in (False, True):
+        (directory / str(leases)).mkdir()
+        _kill_leaders(directory / str(leases), leases)
+
+
+def _kill_leaders(directory, leases):
+    """With *leases* somebody reads with level=leader until the leader is killed."""
     gaps, acknowledged = [], 0
     with Cluster(directory) as cluster:
         for _ in range(20):
@@ -76,6 +88,9 @@ def failover(directory):
             followers = cluster.followers(leader)
             with Writers(cluster.servers, count=8) as writers:
                 writers.wait_for_more(200)
+                if leases:
+                    assert leader.get("probe", "?level=leader").status in (200, 404)
+                    writers.wait_for_more(100)  # whose entries ask for the promise
                 killed = time.monotonic()
                 leader.kill()
                 gaps.append(first_accepted(followers) - killed)
@@ -85,7 +100,7 @@ def failover(directory):
             lost = [w for w in writers.acknowledged if cluster.leader().get(w.key).body != w.value]
             assert not lost, f"lost: {lost}"
             acknowledged += len(writers.acknowledged)
-    print(f"20 kills: next accepted write after {median(gaps):.3f} s (median), {max(gaps):.3f} s (slowest); "
+    print(f"20 kills{', reads with level=leader in use' if leases else ''}: next accepted write after {median(gaps):.3f} s (median), {max(gaps):.3f} s (slowest); "
           f"{acknowledged} acknowledged, 0 missing")
 
 
@@ -186,6 +201,69 @@ def _show_latency(writes, compactions, began, joined):
               f"{most / calm:.2f} times the calm one")
 
 
+def beside(directory):
+    """Each round has all of them, so that a machine that is slower for a while is so for each."""
+    seen = {"1,000 keys": [], "1,000,000 keys": [], "small values only": [], "beside 1 MiB values": []}
+    with Cluster(directory) as cluster:
+        leader = cluster.leader()
+        _load(leader, 1_000_000)
+        for _ in range(ROUNDS):
+            for name, clients, keys in (("1,000 keys", 64, 1000), ("1,000,000 keys", 64, 1_000_000), ("small values only", 16, 1000)):
+                seen[name].append(_latencies(leader, clients, keys))
+            stop, large = threading.Event(), []
+            thread = threading.Thread(target=_write_until, args=(leader.address, stop, large, "large", b"x" * (1 << 20)))
+            thread.start()
+            seen["beside 1 MiB values"].append(_latencies(leader, 16, 1000))
+            stop.set(), thread.join()
+            print(f"{len(large)} values of 1 MiB, half of them in {1000 * median(large):.1f} ms", flush=True)
+    for name, rounds in seen.items():
+        print(f"{name:20} p50 {1000 * median(half for half, _ in rounds):6.1f} ms, p99 {1000 * median(most for _, most in rounds):6.1f} ms")
+    for more, less in (("1,000,000 keys", "1,000 keys"), ("beside 1 MiB values", "small values only")):
+        ratios = [[one / other for one, other in zip(*pair, strict=True)] for pair in zip(seen[more], seen[less], strict=True)]
+        print(f"{more}: {median(half for half, _ in ratios):.2f} times the p50, {median(most for _, most in ratios):.2f} times the p99 of "
+              f"{less} (medians of {ROUNDS} rounds)")
+
+
+ROUNDS, SECONDS = 5, 5.0
+
+
+def _latencies(leader, clients, keys):
+    """(p50, p99) of small writes, in seconds."""
+    run = Run(Load(clients=clients, keys=keys, prefix="key", seconds=SECONDS, warm_up_seconds=1.0), [leader.address])
+    latencies = sorted(run.run().writes.latencies)
+    return percentile(latencies, 50), percentile(latencies, 99)
+
+
+def partition(directory):
+    gaps = []
+    with Network() as network, Cluster(directory, 3, network) as cluster:
+        for _ in range(10):
+            leader = cluster.leader()
+            with Writers(cluster.servers, count=8) as writers:
+                writers.wait_for_more(200)
+                cut = time.monotonic()
+                network.isolate(leader)
+                gaps.append(first_accepted(cluster.followers(leader)) - cut)
+                network.heal()
+                writers.wait_for_more(50)
+            cluster.wait_converged()
+            lost = [w for w in writers.acknowledged if cluster.leader().get(w.key).body != w.value]
+            assert not lost, f"lost: {lost}"
+    print(f"10 partitions: next accepted write after {median(gaps):.3f} s (median), {max(gaps):.3f} s (slowest), nothing lost")
+
+
+def load(directory):
+    with Cluster(directory) as cluster:
+        before = cluster.terms()
+        run = Run(Load(clients=64, seconds=600.0, warm_up_seconds=2.0, with_events=True), [server.address for server in cluster.servers])
+        result = run.run()
+        latencies = sorted(result.writes.latencies)
+        half, most, slowest = (1000 * percentile(latencies, percent) for percent in (50, 99, 100))
+        print(f"{len(latencies)} writes in {result.seconds:.0f} s, p50 {half:.1f} ms, p99 {most:.1f} ms, at most {slowest:.0f} ms; "
+              f"failed: {sum(result.failures.values())}; terms {before} before, {cluster.terms()} after; "
+              f"memory {', '.join(f'{memory_of(server) / 1e6:.0f} MB' for server in cluster.servers)}")
+
+
 def join(directory):
     with Cluster(directory) as cluster:
         leader = cluster.leader()
@@ -207,12 +285,12 @@ def join(directory):
               f"of the new node {memory_of(cluster.servers[-1]) / 1e6:.0f} MB")
 
 
-def _write_until(address, stop, seconds):
+def _write_until(address, stop, seconds, key="probe", value=b"x" * 100):
     host, port = address.split(":")
     connection = http.client.HTTPConnection(host, int(port), timeout=30)
     while not stop.is_set():
         started = time.monotonic()
-        connection.request("POST", "/db/probe", b"x" * 100)
+        connection.request("POST", f"/db/{key}", value)
         answer = connection.getresponse()
         answer.read()
         assert answer.status == 200, answer.status
@@ -239,7 +317,7 @@ def _cpu_seconds(server):
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-MEASURES = {measure.__name__: measure for measure in (failover, restart, bounded, memory, flat, join, idle)}
+MEASURES = {measure.__name__: measure for measure in (failover, partition, restart, bounded, memory, flat, beside, load, join, idle)}
 
 
 def main():
