@@ -100,8 +100,8 @@ def _kill_leaders(directory, leases):
             lost = [w for w in writers.acknowledged if cluster.leader().get(w.key).body != w.value]
             assert not lost, f"lost: {lost}"
             acknowledged += len(writers.acknowledged)
-    print(f"20 kills{', reads with level=leader in use' if leases else ''}: next accepted write after {median(gaps):.3f} s (median), {max(gaps):.3f} s (slowest); "
-          f"{acknowledged} acknowledged, 0 missing")
+    print(f"20 kills{', reads with level=leader in use' if leases else ''}: next accepted write after {median(gaps):.3f} s (median), "
+          f"{max(gaps):.3f} s (slowest); {acknowledged} acknowledged, 0 missing", flush=True)
 
 
 def restart(directory):
