@@ -206,8 +206,10 @@ class Lane:
     def finish(self):
         """Begin what is taken, and answer what is done."""
         until = time.monotonic() + MOST_SECONDS_AT_ONCE
-        self._submit()
-        self._awake = False
+        try:
+            self._submit()
+        finally:
+            self._awake = False
         if self._reads or self._leased_reads or self._writes:  # taken since by another thread, which saw this one awake
             self._wake_if_it_sleeps()
         while self._finished and time.monotonic() < until:

@@ -790,6 +790,9 @@ class Node:
             if self._raft.lost:
                 self._lost_locked()
                 raise Refusal(f"{self.name}: {self._silent}")
+            if isinstance(request, RequestVote) and answer.make_reply is None:
+                self._raft.drop(answer)
+                raise Refusal(f"{self.name} has just started, and votes a moment later")
             future = answer.context = Future() if answer.reply is None else None
             wants_chunk = isinstance(request, InstallSnapshot) and answer.make_reply is None
             unsaved = self._take_to_save_here_locked(answer)

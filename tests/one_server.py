@@ -39,8 +39,8 @@ def configuration_entry(index, term, configuration):
 # The server
 
 
-def server(*terms, term=None, voted_for=None, configuration=THREE, snapshot=(0, 0), applied=None, log=None, settings=None):
-    """n1 as it comes up with a log of these *terms*."""
+def server(*terms, term=None, voted_for=None, configuration=THREE, snapshot=(0, 0), applied=None, log=None, settings=None, started=None):
+    """n1 as it comes up with a log of these *terms*, at 0.0, when what it may have promised before it *started* is over."""
     log = log or Log(*snapshot, entries(*terms, first=snapshot[0] + 1))
     configurations = Configurations(snapshot[0], configuration)
     for entry in log.entries(log.first_index, log.last_index):
@@ -49,8 +49,9 @@ def server(*terms, term=None, voted_for=None, configuration=THREE, snapshot=(0, 
     hard_state = HardState(log.last_term if term is None else term, voted_for)
     applied = snapshot[0] if applied is None else applied
     settings = settings or Settings()
-    raft = Raft("n1", hard_state, log, configurations, applied, settings, random.Random(1), -Raft.LEASE * settings.election_timeout_seconds)
-    raft.tick(0.0)  # what it may have promised before it started is over
+    raft = Raft("n1", hard_state, log, configurations, applied, settings, random.Random(1),
+                -settings.election_timeout_seconds / 2 if started is None else started)
+    raft.tick(0.0)
     return raft
 
 

@@ -218,7 +218,7 @@ class Group:
         """Chance says who stands for the first election, and when: only the first of the two is left to it, since the other takes time."""
         first = random.choice(list(self.nodes.values()))
         for node in self.nodes.values():
-            node._raft._promised_until = 0.0  # they are new: none has promised anything before it started
+            node._raft._perhaps_promised_until = 0.0  # they are new: none has promised anything before it started
         with first._lock:
             first._raft._timer = 0.0
             first._timer_wake.notify()
@@ -582,6 +582,30 @@ def test_a_lease_is_looked_at_when_the_time_has_been_told(timeouts):
             with patch.object(node_module.time, "monotonic", lambda: now):
                 read = leader._submit_read_locked(leased=True)
         assert read.done() == (timeouts == 0)
+
+
+def test_who_has_just_started_is_asked_again_for_its_vote():
+    """It says so at once: whoever waited for its answer might do so for long."""
+    with group(2, replace(PATIENT, election_timeout_seconds=120, rpc_timeout_seconds=8)) as nodes:
+        leader = nodes.leader()
+        follower, = nodes.followers(leader)
+        wait_until(lambda: follower.status()["leader"], "it knows the leader")
+        with follower._lock:
+            follower._raft._perhaps_promised_until = time.monotonic() + 0.3
+        leader.transfer_leadership(follower.name)
+        request = RequestVote(9, leader.name, 99, 9)
+        with follower._lock:
+            follower._raft.step_down("a test")
+        with pytest.raises(Refusal, match="has just started"):
+            follower.handle(leader.name, 9, request)
+        wait_until(lambda: _vote(follower, leader.name, request), "it votes")
+
+
+def _vote(node, candidate, request):
+    try:
+        return node.handle(candidate, 9, request).vote_granted
+    except Refusal:
+        return False
 
 
 def test_on_a_follower_a_read_at_the_leader_s_level_is_a_linearizable_one():

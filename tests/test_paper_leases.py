@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 from one_server import (
-    ELECTION, FIVE, HEARTBEAT, WITH_LEARNERS, append, ask, candidate, finished, follower, heartbeat, leader, propose,
+    ELECTION, FIVE, HEARTBEAT, WITH_LEARNERS, append, ask, candidate, finished, follower, heartbeat, leader, members, propose,
     replicate, save, server, timeout,
 )
 
@@ -17,7 +17,7 @@ from raftd.raft.core import Raft
 from raftd.raft.messages import AppendEntriesReply, RequestVote, TimeoutNow
 from raftd.raft.roles import Follower
 
-PROMISE = Raft.LEASE * ELECTION
+PROMISE = min(Raft.LEASE_HEARTBEATS * HEARTBEAT, ELECTION / 2)
 LEASE = Raft.LEASE_TRUST * PROMISE
 LEASE_MS = int(1000 * PROMISE)
 
@@ -273,9 +273,50 @@ def test_a_promise_outlives_a_restart():
     """Nobody knows any more what was promised before it (thesis 3.8; thesis 6.4.1)."""
     raft = promised(1)
     again = Raft("n1", (raft.term, raft.voted_for), raft.log, raft.configurations, 0, raft._settings, raft._random, 100.0)
-    assert not ask(again, RequestVote(2, "n3", 1, 1)).vote_granted and again.term == 1
-    later(again, PROMISE + 0.001)
+    waiting = again.handle(RequestVote(2, "n3", 1, 1))
+    assert waiting.reply is None and again.term == 1, "neither given nor refused: it is to be asked for again"
+    later(again, PROMISE - 0.001)
+    assert again.handle(RequestVote(2, "n3", 1, 1)).reply is None
+    later(again, 0.002)
     assert ask(again, RequestVote(2, "n3", 1, 1)).vote_granted
+
+
+def test_who_has_just_started_would_vote():
+    """A pre-vote breaks no promise, and a refusal would be remembered (thesis 9.6; thesis 6.4.1)."""
+    raft = server(1, started=0.0)
+    assert ask(raft, RequestVote(2, "n3", 1, 1, pre_vote=True)).vote_granted and raft.handle(RequestVote(2, "n3", 1, 1)).reply is None
+    assert ask(raft, RequestVote(2, "n3", 1, 1, leadership_transfer=True)).vote_granted, "nor does a vote that the leader has asked for"
+
+
+def test_who_has_just_started_and_lost_its_leader_stands_later():
+    """It would vote for itself (section 5.2; thesis 6.4.1)."""
+    raft = server(1, started=0.0)
+    ask(raft, append(prev=(1, 1)))
+    raft.leader_is_gone("n2", 1)
+    assert PROMISE < raft.next_tick < ELECTION
+
+
+def test_who_leaves_the_cluster_has_no_lease():
+    """The others are a majority without it, and may elect one of them at once (thesis 4.2.2; thesis 6.4.1)."""
+    raft = leader(1, configuration=members("n1", "n2"))
+    raft.propose_configuration(raft.configuration.without("n1"))
+    save(raft)
+    assert raft.leased_index() == 0
+    raft.read_index()
+    accept(raft, "n2")
+    assert raft.is_leader and raft.leased_index() == 0
+
+
+def test_promises_that_nobody_makes_are_not_waited_for_in_memory():
+    """Followers with a shorter election timeout answer, and promise nothing (thesis 6.4.1)."""
+    raft = leader(1)
+    for _ in range(1000):
+        raft.leased_index()
+        raft.read_index()
+        request = raft.request_for("n2")
+        raft.handle_reply("n2", request, AppendEntriesReply(raft.term, True, request.prev_log_index))
+        later(raft, LEASE / 20)
+    assert raft.is_leader and len(raft.role.lease_rounds) <= 21
 
 
 def test_nobody_promises_more_than_it_would_remember():

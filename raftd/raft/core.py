@@ -76,7 +76,7 @@ class Raft:
     MAX_COMPACTED_ENTRIES = 1000  # forgotten in one write
     SNAPSHOT_PATIENCE_SECONDS = 30.0  # a snapshot for a peer that has been silent for so long is given up
     NOTICE_SECONDS = 0.01  # a new commit_index waits this long for a request with entries to carry it to a peer
-    LEASE = 0.5  # for such a part of an election timeout followers promise to elect nobody else
+    LEASE_HEARTBEATS = 3  # for so long followers promise to elect nobody else, but at most for half an election timeout
     LEASE_TRUST = 0.8  # on such a part of that the leader counts: the clock of a follower may run faster than its own by a quarter
     LEASE_WANTED_SECONDS = 1.0  # for so long after it was last asked for a lease is renewed
     TURN_SECONDS = 0.02  # so far apart stand those who have lost their leader: a few times what asking for votes takes
@@ -101,8 +101,10 @@ class Raft:
         self._answers = []
         self._retry_at = {}  # peers that did not answer, and when to try again
         self._gone, self._hasty_until = None, -math.inf  # the leader that was lost; until then elections are soon tried again
-        self._lease_ms = math.ceil(1000 * self.LEASE * settings.election_timeout_seconds)  # what is asked for, and promised at the most
-        self._promised_until = now + self._lease_ms / 1000  # helps to elect nobody until then; perhaps it has promised so before it started
+        lease_seconds = min(self.LEASE_HEARTBEATS * settings.heartbeat_seconds, settings.election_timeout_seconds / 2)
+        self._lease_ms = math.ceil(1000 * lease_seconds)  # what is asked for, and promised at the most
+        self._promised_until = -math.inf  # helps to elect nobody until then
+        self._perhaps_promised_until = now + self._lease_ms / 1000  # the same, if it has promised so before it started
         self._timer = now
         if self.configuration.voters != [name]:  # a cluster of one has nobody to wait for
             self._set_election_timer()
@@ -160,7 +162,7 @@ class Raft:
 
     def _set_election_timer(self):
         timeout = self._settings.election_timeout_seconds
-        self._timer = max(self.now + timeout * (1 + self._random.random()), self._promised_until)
+        self._timer = self.now + timeout * (1 + self._random.random())
 
     def leader_is_gone(self, leader_id, term):
         """*leader_id*, which led *term* when its connection broke, is dead: its host refuses connections where it listened.
@@ -180,7 +182,7 @@ class Raft:
         """Those who have lost their leader stand one after the other, in an order that all know: else they would share the votes."""
         others = [name for name in self.configuration.voters if name != self._gone]
         turn = others.index(self.name) if self.name in others else len(others)
-        first = max(self.now, self._promised_until)
+        first = max(self.now, self._promised_until, self._perhaps_promised_until)
         self._timer = min(self._timer, first + self.TURN_SECONDS * (pause_turns + turn + self._random.random() / 2))
 
     def _disk_is_stalled(self):
@@ -372,13 +374,19 @@ class Raft:
                     return self.commit_index
         return 0
 
+    @property
+    def _lease_seconds(self):
+        """How much of what followers promise the leader counts on."""
+        return self.LEASE_TRUST * self._lease_ms / 1000
+
     def _extend_lease(self):
         """A lease begins when the requests were sent that a majority has answered: who promises something does so later."""
         leader = self.role
         promised = self._reached_by_majority({peer: progress.promised_round for peer, progress in leader.progress.items()}, leader.round)
         while leader.lease_rounds and leader.lease_rounds[0][0] <= promised:
             _, began = leader.lease_rounds.popleft()
-            leader.lease_until = began + self.LEASE_TRUST * self._lease_ms / 1000
+            if self.configuration.is_voter(self.name):  # else the others are a majority already, and may elect one of them
+                leader.lease_until = began + self._lease_seconds
 
     @property
     def waiting_reads(self):
@@ -403,6 +411,8 @@ class Raft:
     def _begin_round(self):
         leader = self.role
         leader.round, leader.round_open = leader.round + 1, True
+        while leader.lease_rounds and leader.lease_rounds[0][1] + self._lease_seconds <= self.now:  # nobody has promised in time
+            leader.lease_rounds.popleft()
         if self.now < leader.lease_wanted_until:
             leader.lease_rounds.append((leader.round, self.now))
 
@@ -502,7 +512,7 @@ class Raft:
         """Leader stickiness (thesis 4.2.3): who hears a leader helps nobody to depose it, unless the leader itself asked for that."""
         if request.leadership_transfer and not request.pre_vote:
             return False
-        if self.now < self._promised_until:
+        if self.now < self._promised_until or self._must_wait_to_vote(request):
             return True
         match self.role:
             case Leader():
@@ -511,8 +521,15 @@ class Raft:
                 return leader_id is not None and self.now - last_heard < self._settings.election_timeout_seconds
         return False
 
+    def _must_wait_to_vote(self, request):
+        """Who has just started does not know what it has promised. It gives no answer then, rather than a refusal, so that it is asked
+        again; a pre-vote breaks no promise."""
+        return self.now < self._perhaps_promised_until and not (request.pre_vote or request.leadership_transfer)
+
     def _request_vote(self, request):
         """Figure 2, RequestVote, "Receiver implementation"."""
+        if self._must_wait_to_vote(request):
+            return Answer(request)
         granted = self.log.is_up_to_date(request.last_log_index, request.last_log_term) and not self._refuses_votes(request)
         if request.pre_vote:
             granted = granted and request.term > self.term
@@ -548,7 +565,7 @@ class Raft:
         return Answer(request, lambda: self._appended_reply(request, matched, promised), needs_index=matched if request.entries else 0)
 
     def _promise(self, lease_ms):
-        """True if nobody is elected with the help of this server for so long (thesis 6.4.1): only what a restart would remember."""
+        """True if nobody is elected with the help of this server for so long (thesis 6.4.1): no longer than it waits after a restart."""
         promised = 0 < lease_ms <= self._lease_ms
         if promised:
             self._promised_until = max(self._promised_until, self.now + lease_ms / 1000)

@@ -26,7 +26,7 @@ LEASES = (
         "lease-from-the-answer-on",
         "A lease begins when the answers come, not when the requests were sent.",
         "thesis 6.4.1; the classic mistake with leases",
-        [Edit(CORE, "leader.lease_until = began + ", "leader.lease_until = self.now + ")],
+        [Edit(CORE, "leader.lease_until = began + self._lease_seconds", "leader.lease_until = self.now + self._lease_seconds")],
         [LEASE + "test_a_lease_begins_when_the_request_was_sent"], quick=True),
     Mutant(
         "lease-of-a-minority",
@@ -80,22 +80,64 @@ LEASES = (
         "A follower that finds its leader gone votes for another at once, though it has promised not to.",
         "raftd: fast failover against leases",
         [Edit(CORE, """
-        if self.now < self._promised_until:
+        if self.now < self._promised_until or self._must_wait_to_vote(request):
             return True
-""", "")],
+""", """
+        if self._must_wait_to_vote(request):
+            return True
+""")],
         [LEASE + "test_a_promise_is_kept_though_the_leader_is_gone"], quick=True),
     Mutant(
         "promise-not-kept-by-a-candidate",
         "It votes for nobody else, but stands for election itself.",
         "raftd: fast failover against leases",
-        [Edit(CORE, "first = max(self.now, self._promised_until)", "first = self.now")],
+        [Edit(CORE, "first = max(self.now, self._promised_until, self._perhaps_promised_until)", "first = self.now")],
         [LEASE + "test_who_has_promised_does_not_stand_before_that_is_over"]),
     Mutant(
         "promise-forgotten-by-a-restart",
         "A server that has just started votes at once, whatever it has promised before.",
         "thesis 3.8 with 6.4.1",
-        [Edit(CORE, "self._promised_until = now + self._lease_ms / 1000", "self._promised_until = now")],
+        [Edit(CORE, "self._perhaps_promised_until = now + self._lease_ms / 1000", "self._perhaps_promised_until = now")],
         [LEASE + "test_a_promise_outlives_a_restart"]),
+    Mutant(
+        "who-has-just-started-refuses",
+        "Its refusal is remembered for all of an election timeout: whenever a server starts, elections take longer.",
+        "raftd: a simplification that looks harmless",
+        [Edit(CORE, "and not (request.pre_vote or request.leadership_transfer)", "and not request.leadership_transfer"),
+         Edit(CORE, """
+        if self._must_wait_to_vote(request):
+            return Answer(request)
+""", "")],
+        [LEASE + "test_who_has_just_started_would_vote", LEASE + "test_a_promise_outlives_a_restart"]),
+    Mutant(
+        "who-has-just-started-keeps-others-waiting",
+        "A candidate waits for the vote of a server that has just started until its request has taken too long.",
+        "raftd: a simplification that looks harmless",
+        [Edit(NODE, "if isinstance(request, RequestVote) and answer.make_reply is None:", "if False:")],
+        [TESTS + "test_who_has_just_started_is_asked_again_for_its_vote"]),
+    Mutant(
+        "stands-soon-after-a-restart",
+        "A server that has just started waits before it votes for another, but not before it stands.",
+        "thesis 3.8 with 6.4.1",
+        [Edit(CORE,
+              "first = max(self.now, self._promised_until, self._perhaps_promised_until)",
+              "first = max(self.now, self._promised_until)")],
+        [LEASE + "test_who_has_just_started_and_lost_its_leader_stands_later"]),
+    Mutant(
+        "lease-of-who-leaves",
+        "A leader that has removed itself counts on promises of a majority that needs it no more.",
+        "thesis 4.2.2 with 6.4.1",
+        [Edit(CORE, "if self.configuration.is_voter(self.name):  # else the others", "if True:  # else the others")],
+        [LEASE + "test_who_leaves_the_cluster_has_no_lease"]),
+    Mutant(
+        "rounds-without-a-promise-kept",
+        "Where followers answer and promise nothing, the leader remembers every read.",
+        "raftd: found by a review",
+        [Edit(CORE, """
+        while leader.lease_rounds and leader.lease_rounds[0][1] + self._lease_seconds <= self.now:  # nobody has promised in time
+            leader.lease_rounds.popleft()
+""", "")],
+        [LEASE + "test_promises_that_nobody_makes_are_not_waited_for_in_memory"]),
     Mutant(
         "promise-of-any-length",
         "A server with a short election timeout promises more than it waits for after a restart.",

@@ -278,6 +278,7 @@ class Cluster:
 
     def _handle(self, server, request):
         raft = server.raft
+        self._tick(server)
         before = raft.term, raft.voted_for
         answer = raft.handle(request)
         assert raft.lost is None, "whole files are taken for an older copy"

@@ -108,6 +108,7 @@ class Judge:
             server.known = now
         if isinstance(raft.role, Leader):
             self._check_leader(server)
+            self._check_lease(server)
 
     def _check_indexes(self, server):
         raft = server.raft
@@ -177,7 +178,6 @@ class Judge:
         raft = server.raft
         if raft.term not in self.leaders:
             self.counts["elections"] += 1
-            self._check_leases(raft)
             self.leaders[raft.term] = [server.name, raft, raft.log.last_index, raft.log.last_term]
         name, incarnation, index, term = leader = self.leaders[raft.term]
         assert name == server.name and incarnation is raft, f"two leaders in term {raft.term}: {name} and {server.name}"
@@ -187,13 +187,12 @@ class Judge:
         self._check_completeness(raft)
         self._check_progress(server)
 
-    def _check_leases(self, elected):
+    def _check_lease(self, server):
         """Nobody is elected while another leader has a lease, whether a read makes use of it or not (thesis 6.4.1)."""
-        for server in self.servers.values():
-            role = server.raft.role
-            if server.up and isinstance(role, Leader) and server.raft.term < elected.term and not role.successor_called:
-                left = role.lease_until - server.clock_now(self.now)
-                assert left <= 0, f"{elected.name} was elected while {server.name} has a lease for {left:.3f} s"
+        newest, role = max(self.leaders), server.raft.role
+        if server.raft.term < newest and not role.successor_called:
+            left = role.lease_until - server.clock_now(self.now)
+            assert left <= 0, f"{self.leaders[newest][0]} was elected while {server.name} has a lease for {left:.3f} s"
 
     def _check_completeness(self, raft):
         checked = max(self._led_to.get(raft.term, 0), raft.log.snapshot_index)

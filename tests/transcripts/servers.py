@@ -33,7 +33,7 @@ class Server:
         self.start()
 
     def start(self):
-        before = -self.settings.election_timeout_seconds * Raft.LEASE  # what it may have promised before it started is over
+        before = -self.settings.election_timeout_seconds / 2  # what it may have promised before it started is over
         self.raft = restore(self.name, self.disk, self.position, self.settings, random.Random(self.name), before)
         self.raft.tick(0.0)
         self.up, self.writing, self.seen, self.incoming = True, None, None, {}
