@@ -15,11 +15,13 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from cluster import ControlGroup, Strace, in_threads
+from raftd import wire
+from raftd.raft.messages import AppendEntriesReply
 
 log = logging.getLogger(__name__)
 
 FAULTS = {}  # name -> generator function
-REPLY_WORD = (33).to_bytes(4, "big")  # how the frame of an AppendEntriesReply begins: with its length
+REPLY_WORD = wire.encode(AppendEntriesReply(1, True), 0)[:4]  # how the frame of an AppendEntriesReply begins: with its length
 MOST_AT_ONCE = 3
 
 
