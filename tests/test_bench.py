@@ -123,7 +123,7 @@ def test_latencies_are_not_joined_over_a_gap():
     ("bench --duration 10", "argument --duration: not a duration: '10'"),
     ("bench --duration 0s", "--duration and --timeout must be positive"),
     ("bench --count 5 --duration 1s", "--count goes with neither --duration nor --warm-up"),
-    ("bench --level leader", "argument --level: invalid choice: 'leader'"),
+    ("bench --level newest", "argument --level: invalid choice: 'newest'"),
     ("bench --endpoints localhost", "argument --endpoints: not HOST:PORT: 'localhost'"),
     ("bench --endpoints ,", "argument --endpoints: no HOST:PORT in it"),
     ("bench --dur 1s", "unrecognized arguments: --dur 1s"),

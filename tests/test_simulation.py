@@ -114,7 +114,7 @@ def test_a_vote_that_leaves_before_it_is_durable_is_found(monkeypatch):
 
 def test_the_model_knows_what_the_state_machine_knows():
     """What the judge compares with is no copy of the code that it judges, and yet the same: after every seed all rows are compared."""
-    clusters = [run(seed) for seed in range(5)]
+    clusters = [run(seed) for seed in range(15)]
     rows = [len(server.machine.rows()) for cluster in clusters for server in cluster.servers.values()]
     assert max(rows) == 3 and all(isinstance(cluster.judge.model, Model) for cluster in clusters)
 
