@@ -255,6 +255,7 @@ def serving_for(node, impatient=False, **settings):
     """The Listener that answers for *node*, with these of its settings, and its port. *impatient*: waitress waits for nothing long."""
     node.settings = replace(node.settings, **settings)
     listening = listener.bind("127.0.0.1", 0)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 << 10)  # else the kernel keeps as much as it has seen others take
     serving = listener.Listener(listening, create_app(node, "1.2.3"), NoPeers(), node)
     if impatient:
         adjustments = serving._server.adj
