@@ -73,6 +73,11 @@ def first_accepted(servers):
     return time.monotonic()
 
 
+def check_nothing_is_lost(cluster, writers):
+    lost = [w for w in writers.acknowledged if cluster.leader().get(w.key).body != w.value]
+    assert not lost, f"lost: {lost}"
+
+
 def failover(directory):
     for leases in (False, True):
         (directory / str(leases)).mkdir()
@@ -97,8 +102,7 @@ def _kill_leaders(directory, leases):
                 writers.wait_for_more(50)
             cluster.restart(leader)
             cluster.wait_converged()
-            lost = [w for w in writers.acknowledged if cluster.leader().get(w.key).body != w.value]
-            assert not lost, f"lost: {lost}"
+            check_nothing_is_lost(cluster, writers)
             acknowledged += len(writers.acknowledged)
     print(f"20 kills{', reads with level=leader in use' if leases else ''}: next accepted write after {median(gaps):.3f} s (median), "
           f"{max(gaps):.3f} s (slowest); {acknowledged} acknowledged, 0 missing", flush=True)
@@ -247,8 +251,7 @@ def partition(directory):
                 network.heal()
                 writers.wait_for_more(50)
             cluster.wait_converged()
-            lost = [w for w in writers.acknowledged if cluster.leader().get(w.key).body != w.value]
-            assert not lost, f"lost: {lost}"
+            check_nothing_is_lost(cluster, writers)
     print(f"10 partitions: next accepted write after {median(gaps):.3f} s (median), {max(gaps):.3f} s (slowest), nothing lost")
 
 

@@ -536,6 +536,10 @@ def test_a_read_that_nobody_waits_for_may_be_answered_once_what_it_must_see_is_a
         assert read.result(5) >= write.result(5).index
 
 
+def wait_for_lease(leader):
+    wait_until(lambda: leader.look(lambda raft: raft.leased_index()), "it has a lease")
+
+
 def test_a_read_that_may_rest_on_a_lease_asks_nobody():
     """But to begin with; and only one that may."""
     with group() as nodes:
@@ -543,7 +547,7 @@ def test_a_read_that_may_rest_on_a_lease_asks_nobody():
         rounds = partial(leader.look, lambda raft: raft.role.round)
         leader.propose(b"a", 5)
         assert leader.read(None, "leader") == [b"a"]
-        wait_until(lambda: leader.look(lambda raft: raft.leased_index()), "it has a lease")
+        wait_for_lease(leader)
         nodes.wires.cut(leader.name)
         before = rounds()
         leader.read(None, "leader")
@@ -560,7 +564,7 @@ def test_a_read_waits_for_what_the_lease_needs_to_be_applied():
         machine = nodes.machines[leader.name]
         leader.propose(b"a", 5)
         leader.read(None, "leader")
-        wait_until(lambda: leader.look(lambda raft: raft.leased_index()), "it has a lease")
+        wait_for_lease(leader)
         machine.ready.clear()
         write = leader.submit(b"b")
         wait_until(lambda: leader.look(lambda raft: raft.commit_index > raft.last_applied), "it is committed")
@@ -576,7 +580,7 @@ def test_a_lease_is_looked_at_when_the_time_has_been_told(timeouts):
     with group() as nodes:
         leader = nodes.leader()
         leader.read(None, "leader")
-        wait_until(lambda: leader.look(lambda raft: raft.leased_index()), "it has a lease")
+        wait_for_lease(leader)
         with leader._lock:
             now = time.monotonic() + timeouts * leader.settings.election_timeout_seconds
             with patch.object(node_module.time, "monotonic", lambda: now):

@@ -320,7 +320,7 @@ def test_promises_that_nobody_makes_are_not_waited_for_in_memory():
 
 
 def test_nobody_promises_more_than_it_would_remember():
-    """After a restart it waits for as long as it may have promised: half its own election timeout (thesis 3.8; thesis 6.4.1)."""
+    """After a restart it waits for as long as it asks others to promise, by its own settings (thesis 3.8; thesis 6.4.1)."""
     raft = follower(1)
     assert not ask(raft, asks_for(LEASE_MS + 1, (1, 1))).promised
     raft.leader_is_gone("n2", 1)
