@@ -205,26 +205,32 @@ class Lane:
 
     def finish(self):
         """Begin what is taken, and answer what is done."""
-        until = time.monotonic() + MOST_SECONDS_AT_ONCE
         try:
             self._submit()
         finally:
             self._awake = False
         if self._reads or self._leased_reads or self._writes:  # taken since by another thread, which saw this one awake
             self._wake_if_it_sleeps()
-        while self._finished and time.monotonic() < until:
+        if self._finished:
+            self._answer_finished(until=time.monotonic() + MOST_SECONDS_AT_ONCE)
+
+    def _answer_finished(self, until):
+        while self._finished:
             pending = self._finished.popleft()
             if pending.channel is not None:
                 self._answer(self._released(pending), pending)
-        if self._finished:
-            self._wake_if_it_sleeps()
+            if time.monotonic() >= until:
+                self._wake_if_it_sleeps()
+                break
 
     def _submit(self):
         """Whom the node refuses, with nothing proposed, goes to Flask, which comes to the same end and says so in the client's way."""
-        writes = _drained(self._writes)
-        refused = [pending for _, pending in self._node.submit_all(writes)] if writes else []
+        refused = []
+        if self._writes:
+            refused += [pending for _, pending in self._node.submit_all(_drained(self._writes))]
         for queue, leased in ((self._reads, False), (self._leased_reads, True)):
-            if reads := _drained(queue):
+            if queue:
+                reads = _drained(queue)
                 try:
                     self._node.submit_read(Together(reads), leased)
                 except RaftdError:
@@ -235,7 +241,7 @@ class Lane:
 
     def expire(self):
         """Answer what has waited too long, and forget what is answered."""
-        now = time.monotonic()
+        now = time.monotonic() if self._pending else 0.0
         while self._pending and (self._pending[0].channel is None or self._pending[0].deadline <= now):
             pending = self._pending.popleft()
             if pending.channel is not None:

@@ -45,6 +45,7 @@ MAX_KEPT_BYTES = 64 * 1024  # in the buffer of a connection when all is sent
 MAX_BACKLOG_BYTES = 128 << 20  # what waits for clients, all together
 MAX_QUEUED_BYTES = 64 << 20  # bodies of requests that wait for a thread, all together
 SECONDS_BETWEEN_WARNINGS = 10.0
+SECONDS_BETWEEN_LOOKS = 1.0  # at what the server does every now and then
 ACCEPT_PAUSE_SECONDS = 0.1  # when there is no descriptor for another connection
 _REQUEST_LINE = re.compile(rb"[^\x00-\x20\x7f]+ [^\x00-\x20\x7f]+ HTTP/1\.[01]")
 _FIELD_NAME, _FIELD_VALUE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"), re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
@@ -440,6 +441,7 @@ class Listener:
         self._server.backlog = Backlog(max(MAX_BACKLOG_BYTES, 8 * largest))
         self._server.maintenance, self._server.accept = self._maintain, self._accept
         self._accept_again_at, self._told_at = 0.0, -math.inf
+        self._look_at, self._connections = 0.0, 0  # when the server is looked at again, unless these become more or less
         self._server.raft_headers, self._server.max_value_bytes = node.headers, settings.max_value_bytes
         self._dispatcher.lane = self._server.lane = Lane(
             node, lambda: self._wake.pull_trigger(), self._dispatcher.add_task, self._dispatcher.add_client_task)
@@ -449,6 +451,11 @@ class Listener:
         self._server.trigger = self._wake
         self._server.asyncore = self._sockets  # whose loop it runs
         self._thread = threading.Thread(target=self._server.run, name="http")
+
+    @property
+    def watch(self):
+        """``Sockets.watch`` of the thread that reads requests."""
+        return self._sockets.watch
 
     def start(self):
         """Begin to answer. Returns self."""
@@ -472,11 +479,18 @@ class Listener:
             self._server.backlog.shed()
         except Exception:  # it must not end the loop that serves everybody
             log.exception("waiting requests could not be answered")
-        if not self._server.accepting and not self._stopping and time.monotonic() >= self._accept_again_at:
-            self._server.accepting = True
-        self._sockets.changed(self._server)  # it does what is due whenever it is asked what it waits for
+        if time.monotonic() >= self._look_at or len(self._sockets) != self._connections or not self._server.accepting:
+            self._look_at_server()
         if self._stopping:
             wasyncore.close_all(self._sockets)
+
+    def _look_at_server(self):
+        """It does what is due when it is asked what it waits for, which may change with the number of connections."""
+        now = time.monotonic()
+        if not self._server.accepting and not self._stopping and now >= self._accept_again_at:
+            self._server.accepting = True
+        self._sockets.changed(self._server)
+        self._look_at, self._connections = now + SECONDS_BETWEEN_LOOKS, len(self._sockets)
 
     def _accept(self):
         """A new connection, or None. Without a descriptor for it waitress would try again at once, and again, with a line of log each."""

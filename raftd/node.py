@@ -4,7 +4,9 @@
 is held.** What a thread needs it takes out under the lock, works on it without, and reports back under the lock.
 ``..._locked`` marks a helper that needs the lock held. Threads: ``election-timer``; ``log-writer``; ``applier``; and for
 each peer ``to-NAME-small`` (votes, heartbeats, reads) and ``to-NAME-data`` (entries, snapshots), so that a heartbeat never
-queues behind data. All are joined by ``stop``. A follower's thread that has received entries writes them itself, if it can.
+queues behind data. All are joined by ``stop``. Two short cuts save hand-overs, where all else is idle: who proposes for many
+clients, or begins their reads, sends that to the peers itself and hears their replies without waiting (``_post``), and a
+follower's thread that has received entries writes them itself.
 
 A node knows neither SQLite nor HTTP, nor what a command means. It is handed
 
@@ -23,6 +25,7 @@ import time
 from concurrent.futures import Future, wait
 from copy import copy
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 from raftd import membership
@@ -44,7 +47,7 @@ from raftd.errors import (
     StorageFailed,
     Stopping,
 )
-from raftd.raft.configuration import Configuration, Configurations
+from raftd.raft.configuration import Configuration, Configurations, Member
 from raftd.raft.core import Raft
 from raftd.raft.log import Log
 from raftd.raft.messages import COMMAND, CONFIGURATION, AppendEntries, InstallSnapshot, ReadIndex, RequestVote
@@ -84,12 +87,22 @@ class Proposal:
     foreseen: Any
 
 
+class Ready(NamedTuple):
+    """What a peer is to be sent."""
+
+    member: Member
+    request: Any
+    configuration_index: int
+
+
 @dataclass(eq=False)
 class Link:
     """What a thread that sends to one peer works with, one request at a time: the thread is its flow control.
 
     data    whether it sends entries and snapshots, or what must not wait for those
     idle    nothing to send: ``wake`` is waited for, until ``due`` at the latest
+    posted  what another thread has sent meanwhile (``_post``), until the reply is there, or ``post_due`` comes
+    handed  what another thread wanted to send, and could not
     closed  the peer has left the cluster
     """
 
@@ -99,6 +112,9 @@ class Link:
     wake: threading.Condition
     idle: bool = False
     due: float = math.inf
+    posted: Ready | None = None
+    post_due: float = math.inf
+    handed: Ready | None = None
     closed: bool = False
     failures: int = 0  # in a row
 
@@ -243,8 +259,11 @@ class Node:
 
     # What every change of the core is followed by
 
-    def _settle_locked(self):
-        """Wake whoever has something to do now, and only those."""
+    def _settle_locked(self, posts=None):
+        """Wake whoever has something to do now, and only those.
+
+        *posts*, a list, takes what the caller will send itself, without the lock (``_post``), instead of the threads that send.
+        """
         raft = self._raft
         if raft.finished_reads:
             finished, raft.finished_reads = raft.finished_reads, []
@@ -265,11 +284,16 @@ class Node:
             self._timer_wake.notify()
         for links in self._links.values():
             for link in links:
-                if link.idle and (self._has_work_locked(link) or self._due_locked(link) < link.due):
-                    link.idle = False
-                    link.wake.notify()
+                if link.idle and link.posted is None and self._should_go_on_locked(link):
+                    if posts is None or not self._take_post_locked(link, posts):
+                        self._wake_locked(link)
         if self._writer_idle and raft.has_unsaved:
             self._writer_wake.notify()
+
+    @staticmethod
+    def _wake_locked(link):
+        link.idle = False
+        link.wake.notify()
 
     def _committed_locked(self):
         """A write whose outcome does not depend on the state is answered when it is committed; all others when they are applied.
@@ -311,6 +335,10 @@ class Node:
         if link.data:
             return self._raft.has_data_for(link.peer) or self._raft.needs_snapshot(link.peer)
         return self._raft.has_request_for(link.peer)
+
+    def _should_go_on_locked(self, link):
+        """True if an idle *link* has work, or will have earlier than it knows."""
+        return self._has_work_locked(link) if link.data else self._due_locked(link) < link.due
 
     def _role_changed_locked(self):
         raft, (old_role, old_term, old_configuration) = self._raft, self._seen
@@ -407,8 +435,9 @@ class Node:
                 return proposals
             self._raft.tick(time.monotonic())
             refused = [proposal for proposal in proposals if not self._submit_locked(*proposal)]
-            self._settle_locked()
-            return refused
+            self._settle_locked(posts := [])
+        self._post(posts)
+        return refused
 
     def _submit_locked(self, command, future):
         try:
@@ -425,7 +454,10 @@ class Node:
         """
         with self._lock:
             self._check_running_locked()
-            return self._submit_read_locked(future, leased)
+            future = self._submit_read_locked(future, leased)
+            self._settle_locked(posts := [])
+        self._post(posts)
+        return future
 
     def _submit_read_locked(self, future=None, leased=False):
         if self._raft.withdrawn:  # what would have to be applied first cannot be
@@ -439,7 +471,6 @@ class Node:
             self._wake_when_applied_locked(index, future)
         else:
             self._raft.read_index(future)
-        self._settle_locked()
         return future
 
     def _propose_locked(self, append, command, size):
@@ -524,6 +555,7 @@ class Node:
                 self._check_running_locked()
                 self._wait_for_leader_locked(leader_deadline)
                 future = self._submit_read_locked(leased=leased)
+                self._settle_locked()
             try:
                 index = future.result(max(0, deadline - time.monotonic()))
             except TimeoutError:
@@ -793,16 +825,25 @@ class Node:
             if isinstance(request, RequestVote) and answer.make_reply is None:
                 self._raft.drop(answer)
                 raise Refusal(f"{self.name} has just started, and votes a moment later")
-            future = answer.context = Future() if answer.reply is None else None
             wants_chunk = isinstance(request, InstallSnapshot) and answer.make_reply is None
             unsaved = self._take_to_save_here_locked(answer)
             if unsaved is None:
+                future = self._future_of_locked(answer)
                 self._settle_locked()
         if wants_chunk:
             self._store_chunk(answer)
         if unsaved is not None:
             self._save_here(unsaved)
+            with self._lock:
+                future = self._future_of_locked(answer)
         return answer.reply if future is None else self._wait_for_reply(answer, future)
+
+    @staticmethod
+    def _future_of_locked(answer):
+        """The Future of its reply, if that is not there yet."""
+        if answer.reply is None:
+            answer.context = Future()
+        return answer.context
 
     def _lost_locked(self):
         """Be silent from now on: the log-writer remembers why, and ends the node."""
@@ -906,6 +947,7 @@ class Node:
                 if self._orphans_fail_at and now >= self._orphans_fail_at:
                     self._fail_orphans_locked()
                 self._look_at_disks_locked(now)
+                self._give_up_posts_locked(now)
                 self._settle_locked()
                 new_links = self._new_links_locked()
                 if not new_links and not self._stopping.is_set():
@@ -946,35 +988,92 @@ class Node:
     def _all_links_locked(self):
         return [link for links in self._links.values() for link in links]
 
+    def _take_post_locked(self, link, posts):
+        """Add to *posts* what this thread can send for *link*, whose thread sleeps on: that saves two hand-overs. False if nothing."""
+        raft = self._raft
+        if self._silent or self._stopping.is_set():
+            return False
+        request = raft.data_for(link.peer) if link.data else raft.request_for(link.peer)
+        if request is None:
+            return False
+        ready = Ready(raft.configuration.members[link.peer], request, raft.configurations.latest_index)
+        if not isinstance(request, AppendEntries):
+            link.handed = ready
+            return False
+        link.posted, link.post_due = ready, raft.now + self.settings.rpc_timeout_seconds
+        posts.append((link, link.connection, ready))
+        return True
+
+    def _post(self, posts):
+        """Send what ``_settle_locked`` has taken, and wait for nothing. What cannot be sent so is left to the thread that it is for."""
+        for link, connection, ready in posts:
+            if not connection.post(*ready, partial(self._guarded, self._post_ended, link, connection, ready)):
+                self._post_ended(link, connection, ready, None)
+
+    def _post_ended(self, link, connection, ready, reply):
+        """*reply* is None if there will be none: then the thread of *link* calls, and finds out why."""
+        log.log(TRACE, "rpc peer=%s request=%s reply=%s", link.peer, ready.request, reply)
+        with self._lock:
+            if link.posted is not ready:  # it came too late, and nobody else has that connection any more
+                connection.close()
+                return
+            link.posted = None
+            if reply is None:
+                link.handed = ready
+                self._wake_locked(link)
+                return
+            self._replied_locked(link, ready, reply)
+            self._settle_locked(posts := [])
+        self._post(posts)
+
+    def _give_up_posts_locked(self, now):
+        """The threads that wait for a reply may be late themselves: who sends to a peer goes on without them."""
+        for link in self._all_links_locked():
+            if link.posted is not None and link.post_due <= now:
+                ready = link.posted
+                self._give_up_post_locked(link)
+                self._replied_locked(link, ready, None, PeerUnreachable(f"{link.peer} at {ready.member.address}: timed out"))
+
+    def _give_up_post_locked(self, link):
+        """Whoever waits for the reply closes that connection."""
+        link.connection.abort()
+        link.posted, link.connection = None, self._transport.connection(link.name)
+
     def _link_loop(self, link):
         """Send *link*'s peer what it needs. What piles up meanwhile goes in the next request: batching for free."""
         try:
-            while (request := self._next_request(link)) is not None:
-                self._call(link, *request)
+            while (ready := self._next_request(link)) is not None:
+                self._call(link, ready)
         finally:
+            with self._lock:
+                if link.posted is not None:
+                    self._give_up_post_locked(link)
             link.connection.close()
 
     def _next_request(self, link):
-        """(request, member, configuration_index), or None when the link is closed."""
+        """What is ready to be sent, or None when the link is closed."""
         while True:
             with self._lock:
                 self._wait_for_work_locked(link)
                 if self._stopping.is_set() or link.closed:
                     return None
+                if link.handed:
+                    ready, link.handed = link.handed, None
+                    return ready
                 raft = self._raft
                 needs_snapshot = link.data and raft.needs_snapshot(link.peer)
                 if needs_snapshot:
                     raft.reserve_snapshot(link.peer)
                 elif (request := raft.data_for(link.peer) if link.data else raft.request_for(link.peer)) is not None:
                     self._settle_locked()
-                    return request, raft.configuration.members[link.peer], raft.configurations.latest_index
+                    return Ready(raft.configuration.members[link.peer], request, raft.configurations.latest_index)
             if needs_snapshot:
                 self._offer_snapshot(link.peer)
 
     def _wait_for_work_locked(self, link):
         while not self._stopping.is_set() and not link.closed:
             self._tick_locked()
-            if not self._silent and self._has_work_locked(link):
+            if link.handed or (not self._silent and link.posted is None and self._has_work_locked(link)):
                 return
             link.idle, link.due = True, self._due_locked(link)
             link.wake.wait(None if link.due == math.inf else max(0, link.due - time.monotonic()))
@@ -982,30 +1081,37 @@ class Node:
 
     def _due_locked(self, link):
         """When *link* has something to send although nothing else happens."""
-        return math.inf if link.data or self._silent else self._raft.next_request_at(link.peer)
+        return math.inf if link.data or link.posted or self._silent else self._raft.next_request_at(link.peer)
 
-    def _call(self, link, request, member, configuration_index):
+    def _call(self, link, ready):
+        request = ready.request
+        if isinstance(request, InstallSnapshot):
+            if (request := self._with_chunk(link.peer, request)) is None:
+                return
+            ready = ready._replace(request=request)
+        reply = failure = None
         try:
-            if isinstance(request, InstallSnapshot) and (request := self._with_chunk(link.peer, request)) is None:
-                return
-            reply = link.connection.call(member, request, configuration_index)
-            log.log(TRACE, "rpc peer=%s request=%s reply=%s", link.peer, request, reply)
+            reply = link.connection.call(*ready)
         except PeerUnreachable as error:
-            log.log(TRACE, "rpc failed peer=%s request=%s error=%s", link.peer, request, error)
-            reply, failure = None, error
+            failure = error
+        log.log(TRACE, "rpc peer=%s request=%s reply=%s", link.peer, request, failure or reply)
         with self._lock:
-            if self._silent or link.closed:  # closed: who has that name by now is perhaps another
-                return
-            self._raft.tick(time.monotonic())
-            self._raft.handle_reply(link.peer, request, reply)
-            if reply is None and not self._stopping.is_set():
-                self._unanswered_locked(link, failure)
-            elif reply is not None:
-                self._answered_locked(link, member)
+            self._replied_locked(link, ready, reply, failure)
             self._settle_locked()
         if isinstance(request, InstallSnapshot) and reply is not None and reply.installed:
             log.info("sent a snapshot peer=%s index=%s", link.peer, request.last_included_index)
             self._release_outgoing()
+
+    def _replied_locked(self, link, ready, reply, failure=None):
+        """*reply* is None if there was none, because of *failure*."""
+        if self._silent or link.closed:  # closed: who has that name by now is perhaps another
+            return
+        self._raft.tick(time.monotonic())
+        self._raft.handle_reply(link.peer, ready.request, reply)
+        if reply is not None:
+            self._answered_locked(link, ready.member)
+        elif not self._stopping.is_set():
+            self._unanswered_locked(link, failure)
 
     def _unanswered_locked(self, link, error):
         """A peer is lost when it does not answer something small. If only entries fail, again and again, that is another matter."""

@@ -176,7 +176,9 @@ class Server:
         log.info("Initializing HTTP server")
         app = create_app(self._node, __version__)
         self._data.keep()
-        self._closers.append(listener.Listener(listening, app, self._peers, self._node).start().stop)
+        serving = listener.Listener(listening, app, self._peers, self._node)
+        self._transport.watch = serving.watch
+        self._closers.append(serving.start().stop)
         self._become_member()
         log.info("Listening at: http://%s", self._address)
         self._run("state-check", self._verify_state, state)
@@ -240,8 +242,8 @@ class Server:
         self._must_join = self._must_join or self._never_joined
         state = KeyValueStore(options.path, may_create=not saved.base.index)
         self._closers.append(state.close)
-        self._node = Node(identity.name, self._address, storage, Transport(options.settings, self._hello), state, options.settings,
-                          self._fail)
+        self._transport = Transport(options.settings, self._hello)
+        self._node = Node(identity.name, self._address, storage, self._transport, state, options.settings, self._fail)
         self._closers.append(self._node.stop)
         self._peers = PeerServer(self._admit, self._node.handle, self._node.connection_lost)
         if not self._data.is_new:

@@ -19,6 +19,7 @@ class Sockets(dict):
         super().__init__()
         self._epoll = select.epoll()
         self._waits_for = {}  # descriptor -> events; one for which nothing is awaited is not there, like one that epoll has not
+        self._watched = {}  # descriptor -> what to call when there is something to be read from it, once
         self._changed = deque()
         self.before_wait = self.after_wait = lambda: None  # are called then
 
@@ -43,6 +44,22 @@ class Sockets(dict):
         if dispatcher._fileno not in self._waits_for:
             self._changed.append(dispatcher)
 
+    def watch(self, open_socket, readable):
+        """Call *readable*, once, in the thread of the loop, when there is something to be read, or when the loop ends. In any thread.
+
+        For a socket that nobody serves. Raises OSError, and ValueError when the loop has ended.
+        """
+        descriptor = open_socket.fileno()
+        self._watched[descriptor] = readable
+        try:
+            try:
+                self._epoll.modify(descriptor, _READ | select.EPOLLONESHOT)
+            except FileNotFoundError:  # it is the first time
+                self._epoll.register(descriptor, _READ | select.EPOLLONESHOT)
+        except BaseException:
+            self._watched.pop(descriptor, None)
+            raise
+
     def loop(self, timeout, **_):
         """Serve, until nobody is left. Waits at most *timeout* seconds at a time."""
         try:
@@ -51,6 +68,8 @@ class Sockets(dict):
                 self.before_wait()
         finally:
             self._epoll.close()
+            while self._watched:
+                self._watched.popitem()[1]()
 
     def _serve(self, timeout):
         while self._changed:
@@ -59,10 +78,12 @@ class Sockets(dict):
         self.after_wait()
         for descriptor, events in happened:
             dispatcher = self.get(descriptor)
-            if dispatcher is not None:  # else it was closed meanwhile
+            if dispatcher is not None:
                 wasyncore.readwrite(dispatcher, events)
                 if events != _READ:
                     self.changed(dispatcher)
+            elif readable := self._watched.pop(descriptor, None):  # else it was closed meanwhile
+                readable()
 
     def _ask(self, dispatcher):
         descriptor = dispatcher._fileno

@@ -10,7 +10,7 @@ import logging
 import socket
 import threading
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 
 from raftd import wire
 from raftd.config import TRACE
@@ -19,18 +19,20 @@ from raftd.errors import PeerUnreachable, Refusal
 log = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 128  # of peers to one server: two for each, and those of members that are not known here yet
+MAX_POSTED_BYTES = 32 * 1024  # of commands in a request that is sent without waiting: it fits in the buffer of a socket
 _RECEIVE_BYTES, _MOST_BYTES = 1 << 16, 1 << 20  # one system call asks for at least, at most so much
 _MAX_HEAD = 8192  # bytes of an HTTP head between peers
 MAX_REASON = 500  # characters of why a peer refuses
 
 
 class Connection:
-    """The calling end of one connection; used by one thread."""
+    """The calling end of one connection; used by one thread at a time: that which calls, or that of *watch* (``Sockets.watch``)."""
 
-    def __init__(self, settings, hello, lane):
-        self._settings, self._hello, self._lane = settings, hello, lane
+    def __init__(self, settings, hello, lane, watch):
+        self._settings, self._hello, self._lane, self._watch = settings, hello, lane, watch
         self._socket = self._frames = self._address = self._lookup = None
         self._interrupted = False
+        self._posted = None  # what to do with the reply to what was posted, and of what kind it must be
 
     def call(self, member, request, configuration_index):
         """*member*'s reply to *request*. Raises PeerUnreachable."""
@@ -48,6 +50,48 @@ class Connection:
             self.close()
             raise PeerUnreachable(f"{member.name} at {member.address}: answered {type(reply).__name__}")
         return reply
+
+    def post(self, member, request, configuration_index, done):
+        """``call`` without waiting, for an AppendEntries: False if that cannot be, as when there is no connection, or it is large.
+
+        ``done(reply)`` is called in the thread of the watch, with None if there will be no reply: ``call`` shows why.
+        """
+        if self._socket is None or self._address != member.address \
+                or sum(len(entry.command) for entry in request.entries) > MAX_POSTED_BYTES:
+            return False
+        frame = wire.encode(request, configuration_index)
+        self._posted = done, wire.REPLIES[type(request)]
+        try:
+            self._socket.setblocking(False)
+            if self._socket.send(frame) == len(frame):
+                self._watch(self._socket, self._readable)
+                return True
+        except (OSError, ValueError) as error:  # ValueError: nobody watches any more
+            log.debug("a request was not sent at once peer=%s error=%s", member.name, error)
+        self.close()
+        return False
+
+    def _readable(self):
+        """Something has come, or nothing will. In the thread of the watch."""
+        done, kind = self._posted
+        try:
+            reply = self._frames.at_once()
+            if reply is None:
+                self._watch(self._socket, self._readable)
+                return
+            if not isinstance(reply, kind):
+                raise wire.WireError(f"answered {type(reply).__name__}")
+        except (OSError, ValueError, wire.WireError, Refusal) as error:
+            log.debug("no reply to what was sent at once error=%s", error)
+            self.close()
+            reply = None
+        self._posted = None
+        done(reply)
+
+    def abort(self):
+        """What is posted has waited too long. In any thread."""
+        if (open_socket := self._socket) is not None:
+            _shut_down(open_socket)
 
     def _exchange(self, member, frame, deadline):
         if self._socket is not None and self._address == member.address:
@@ -94,15 +138,14 @@ class Connection:
                 self._lookup = None
 
     def close(self):
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
+        open_socket, self._socket = self._socket, None
+        if open_socket is not None:
+            open_socket.close()
 
     def interrupt(self):
         """End a call that another thread waits in, and those that follow."""
         self._interrupted = True
-        if (open_socket := self._socket) is not None:
-            _shut_down(open_socket)
+        self.abort()
 
 
 class Lookup:
@@ -136,14 +179,22 @@ class Lookup:
 
 
 class Transport:
-    """Makes the calling ends. ``hello`` gives the HTTP fields that introduce this server to a member."""
+    """Makes the calling ends. ``hello`` gives the HTTP fields that introduce this server to a member.
+
+    watch  ``Sockets.watch``, once somebody waits for sockets; until then nothing is sent without waiting
+    """
 
     def __init__(self, settings, hello):
-        self._settings, self._hello = settings, hello
+        self._settings, self._hello, self.watch = settings, hello, None
 
     def connection(self, lane):
         """The calling end of a connection; *lane* tells the connections of one server to the same peer apart."""
-        return Connection(self._settings, self._hello, lane)
+        return Connection(self._settings, self._hello, lane, self._watch)
+
+    def _watch(self, open_socket, readable):
+        if self.watch is None:
+            raise ValueError("nobody waits for sockets yet")
+        self.watch(open_socket, readable)
 
     def identify(self, address):
         """Who answers at ``HOST:PORT``: a dict with name, id and cluster. Raises PeerUnreachable."""
@@ -270,6 +321,17 @@ class Frames:
         """The next (message, configuration_index). Raises OSError, WireError, Refusal. The socket's timeout must be set for *deadline*."""
         header = self._take(wire.HEADER.size, deadline)
         return wire.decode(header, self._take(wire.payload_length(header), deadline))
+
+    def at_once(self):
+        """The next message, if it is there, else None. For a socket that does not block; called when there is something to be read."""
+        with suppress(BlockingIOError):
+            if not (data := self._socket.recv(_RECEIVE_BYTES)):
+                raise ConnectionResetError("the connection was closed")
+            self._buffer += data
+        have = len(self._buffer) - wire.HEADER.size
+        if have < 0 or have < wire.payload_length(self._buffer[:wire.HEADER.size]):
+            return None
+        return self.receive()[0]
 
     def _take(self, count, deadline):
         if len(self._buffer) < count:

@@ -8,7 +8,7 @@ names the format; peers that speak another one are refused when they connect.
 
 import struct
 import zlib
-from dataclasses import astuple
+from dataclasses import fields
 
 from raftd.errors import Refusal
 from raftd.raft.configuration import Configuration
@@ -43,6 +43,8 @@ _FIELDS = {
     RequestVote: "nsnnff", RequestVoteReply: "nf", AppendEntriesReply: "nfnnnf", InstallSnapshot: "nsnnnbnb", InstallSnapshotReply: "nnf",
     ReadIndex: "ns", ReadIndexReply: "nn", TimeoutNow: "ns", TimeoutNowReply: "n",
 }
+_NUMBERS = {kinds: struct.Struct(f">{kinds.replace('n', 'Q').replace('f', 'B')}") for kinds in _FIELDS.values() if set(kinds) <= {*"nf"}}
+_NAMES = {kind: [field.name for field in fields(kind)] for kind in _FIELDS}
 _KINDS = {AppendEntries: 1} | {kind: number for number, kind in enumerate(_FIELDS, 2)}
 _CLASSES = {number: kind for kind, number in _KINDS.items()}
 REPLIES = {RequestVote: RequestVoteReply, AppendEntries: AppendEntriesReply, InstallSnapshot: InstallSnapshotReply,
@@ -58,7 +60,8 @@ def encode(message, configuration_index):
     if isinstance(message, AppendEntries):
         payload = _encode_append_entries(message)
     else:
-        payload = _encode_fields(_FIELDS[type(message)], astuple(message))
+        values = [getattr(message, name) for name in _NAMES[type(message)]]
+        payload = _encode_fields(_FIELDS[type(message)], values)
     return _frame(_KINDS[type(message)], configuration_index, payload)
 
 
@@ -129,6 +132,8 @@ def _decode_append_entries(payload):
 
 
 def _encode_fields(kinds, values):
+    if kinds in _NUMBERS:
+        return _NUMBERS[kinds].pack(*values)
     parts = []
     for kind, value in zip(kinds, values, strict=True):
         if kind == "n":
@@ -142,22 +147,29 @@ def _encode_fields(kinds, values):
 
 
 def _decode_fields(kinds, payload):
+    if kinds in _NUMBERS:
+        return [_checked(kind, value) for kind, value in zip(kinds, _NUMBERS[kinds].unpack(payload), strict=True)]
     values, position = _take_fields(kinds, payload, 0)
     if position != len(payload):
         raise WireError(f"{len(payload) - position} bytes too many")
     return values
 
 
+def _checked(kind, value):
+    """A number or flag as it may be."""
+    if value > (MAX_NUMBER if kind == "n" else 1):
+        raise WireError(f"the number {value} is too large")
+    return value if kind == "n" else value == 1
+
+
 def _take_fields(kinds, payload, position):
     values = []
     for kind in kinds:
         if kind == "n":
-            value, = struct.unpack_from(">Q", payload, position)
+            value = _checked(kind, *struct.unpack_from(">Q", payload, position))
             position += 8
-            if value > MAX_NUMBER:
-                raise WireError(f"the number {value} is too large")
         elif kind == "f":
-            value = {0: False, 1: True}[payload[position]]
+            value = _checked(kind, payload[position])
             position += 1
         else:
             length, = struct.unpack_from(">I", payload, position)

@@ -24,11 +24,11 @@ def add_twin(nodes, name, address, id):
     twin = Node(name, address, storage, nodes.wires.transport(name), machine, FAST, nodes.failures.append)
     nodes.nodes[id] = nodes.wires.nodes[id] = twin.start()
     nodes.storages[id], nodes.machines[id] = storage, machine
-    carry = nodes.wires._call
+    carry = nodes.wires.call
 
     def by_id(sender, member, request, index):
         return carry(sender, replace(member, name=id) if member.id == id else member, request, index)
-    nodes.wires._call = by_id
+    nodes.wires.call = by_id
 
 
 def forget(nodes, *names):
@@ -96,7 +96,7 @@ def test_a_late_answer_of_a_removed_server_is_not_that_of_its_namesake():
     """It has lost its files meanwhile and joined again: what it confirmed before counts for nothing."""
     answered, released = threading.Event(), threading.Event()
     with group(1) as nodes:
-        leader, carry = nodes.leader(), nodes.wires._call
+        leader, carry = nodes.leader(), nodes.wires.call
         leader.propose(b"a", 5)
 
         def late(sender, member, request, index):
@@ -105,7 +105,7 @@ def test_a_late_answer_of_a_removed_server_is_not_that_of_its_namesake():
                 answered.set()
                 released.wait(20)
             return reply
-        nodes.wires._call = late
+        nodes.wires.call = late
         nodes.add("n2")
         try:
             leader.join("n2", "host:2", False, 10)

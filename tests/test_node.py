@@ -165,6 +165,8 @@ class Wires:
 
     def __init__(self):
         self.nodes, self.lose, self.carried, self.asked = {}, lambda *_: None, defaultdict(int), []
+        self.posts, self.posted = True, []  # whether requests can be posted, and the ends through which they were
+        self.overlaps = []  # who has used an end that was in use
         self.ready, self.reached = threading.Event(), threading.Event()
         self.ready.set()
 
@@ -173,16 +175,14 @@ class Wires:
         self.lose = lambda sender, receiver, request: "request" if sender in names or receiver in names else None
 
     def transport(self, name):
-        return SimpleNamespace(connection=lambda lane: SimpleNamespace(
-            call=lambda member, request, index: self._call(name, member, request, index), interrupt=lambda: None, close=lambda: None),
-            identify=self._identify, refuses=self._refuses)
+        return SimpleNamespace(connection=lambda lane: Wire(self, name), identify=self._identify, refuses=self._refuses)
 
     def _refuses(self, address):
         """Nobody listens where the address was that of a node which has been taken away."""
         self.asked.append(address)
         return all(node.address != address for node in self.nodes.values())
 
-    def _call(self, sender, member, request, configuration_index):
+    def call(self, sender, member, request, configuration_index):
         self.reached.set()
         self.ready.wait()
         lost = self.lose(sender, member.name, request)
@@ -202,6 +202,50 @@ class Wires:
         if node is None:
             raise PeerUnreachable(f"nobody at {address}")
         return node.identity()
+
+
+class Wire:
+    """The calling end of a connection, for one request at a time. What is posted is carried by a thread of its own."""
+
+    def __init__(self, wires, sender):
+        self._wires, self._sender, self.aborted, self.closed = wires, sender, False, False
+        self._busy = threading.Lock()
+
+    def call(self, member, request, configuration_index):
+        self._take()
+        try:
+            return self._wires.call(self._sender, member, request, configuration_index)
+        finally:
+            self._busy.release()
+
+    def _take(self):
+        if not self._busy.acquire(blocking=False):
+            self._wires.overlaps.append(f"{threading.current_thread().name}: another request of {self._sender} is under way here")
+            self._busy.acquire()
+
+    def post(self, member, request, configuration_index, done):
+        if self._wires.posts:
+            self._take()
+            self._wires.posted.append(self)
+            threading.Thread(target=self._carry, args=(member, request, configuration_index, done), name="posted", daemon=True).start()
+        return self._wires.posts
+
+    def _carry(self, member, request, configuration_index, done):
+        try:
+            reply = self._wires.call(self._sender, member, request, configuration_index)
+        except PeerUnreachable:
+            reply = None
+        self._busy.release()
+        done(reply)
+
+    def interrupt(self):
+        pass
+
+    def abort(self):
+        self.aborted = True
+
+    def close(self):
+        self.closed = True
 
 
 class Group:
@@ -274,7 +318,7 @@ def group(size=3, settings=FAST):
         nodes.stop()
     assert [thread.name for thread in threading.enumerate() if thread not in before and thread.name.startswith(
         ("election", "log-", "applier", "to-"))] == []
-    assert nodes.failures == []
+    assert nodes.failures == [] and nodes.wires.overlaps == []
 
 
 @contextmanager
@@ -699,6 +743,133 @@ def test_nobody_waits_for_a_disk_or_a_peer_who_need_not(what):
         finally:
             slow.ready.set()
         write.exception()
+
+
+# What is sent by the thread that proposes, and not waited for
+
+
+@contextmanager
+def watched(size=3, settings=PATIENT):
+    """(a Group whose threads that send all sleep, its leader, the list of who carries entries and rounds from now on: thread names)."""
+    carriers = []
+    with group(size, settings) as nodes:
+        leader = nodes.leader()
+        leader.propose(b"first", 5)
+        wait_until(lambda: _all_is_told(leader), "nobody has anything to send")
+
+        def seen(sender, receiver, request):
+            if sender == leader.name and (request.entries or leader.look(lambda raft: raft.waiting_reads)):
+                carriers.append((threading.current_thread().name, receiver))
+        nodes.wires.lose = seen
+        yield nodes, leader, carriers
+
+
+def _all_is_told(leader):
+    with leader._lock:
+        raft = leader._raft
+        told = {(progress.match_index, progress.sent_commit) for progress in raft.role.progress.values()}
+        return told == {(raft.log.last_index, raft.commit_index)} and all(
+            link.idle and not link.posted for link in leader._all_links_locked())
+
+
+def submit(leader, *commands):
+    """The futures of *commands*, proposed together."""
+    proposals = [(command, Future()) for command in commands]
+    assert leader.submit_all(proposals) == []
+    return [future for _, future in proposals]
+
+
+def test_what_many_propose_is_sent_by_the_thread_that_proposes_it():
+    with watched() as (nodes, leader, carriers):
+        for number in range(5):
+            wait_until(lambda: _all_is_told(leader), "nobody has anything to send")
+            for future in submit(leader, b"a%d" % number, b"b%d" % number):
+                future.result(5)
+        wait_until(lambda: _all_is_told(leader), "all have it")
+        assert {name for name, _ in carriers} == {"posted"} and len(carriers) >= 10
+        assert nodes.commands_everywhere() == [b"first"] + [b"%c%d" % (letter, number) for number in range(5) for letter in b"ab"]
+
+
+def test_the_round_of_a_read_is_sent_by_the_thread_that_asks():
+    with watched() as (nodes, leader, carriers):
+        assert leader.submit_read().result(5) == leader.status()["commit_index"]
+        assert "posted" in {name for name, _ in carriers}
+
+
+@pytest.mark.parametrize("how", ["cannot", "no reply"])
+def test_what_cannot_be_sent_without_waiting_is_sent_by_its_thread(how):
+    """At once, whenever the next heartbeat is due."""
+    with watched(settings=replace(PATIENT, heartbeat_seconds=8, election_timeout_seconds=30)) as (nodes, leader, carriers):
+        if how == "cannot":
+            nodes.wires.posts = False
+        else:
+            nodes.wires.lose = lambda *_: "request" if threading.current_thread().name == "posted" else None
+        for number in range(5):
+            assert submit(leader, b"%d" % number)[0].result(5).result == b"%d" % number
+        wait_until(lambda: _all_is_told(leader), "nobody has anything to send")
+        assert leader.submit_read().result(5)
+        assert nodes.commands_everywhere() == [b"first", *(b"%d" % number for number in range(5))]
+        assert how == "cannot" or nodes.wires.posted
+
+
+@contextmanager
+def stuck(nodes, *receivers):
+    """Whoever carries what is posted to one of *receivers* hangs, until the end."""
+    go_on = threading.Event()
+
+    def lose(sender, receiver, request):
+        if threading.current_thread().name == "posted" and receiver in receivers:
+            go_on.wait(20)
+    nodes.wires.lose = lose
+    try:
+        yield go_on
+    finally:
+        go_on.set()
+
+
+def test_a_thread_that_hangs_with_a_reply_keeps_nobody_from_sending():
+    """It is given up after the time that a call may take. What it brings then is not taken, and it closes its connection."""
+    with watched(settings=FAST) as (nodes, leader, _):
+        with stuck(nodes, "n1", "n2", "n3") as go_on:
+            future, = submit(leader, b"a")
+            hanging = list(nodes.wires.posted)
+            assert future.result(5).result == b"A", "it is sent again, by the threads for it"
+            wait_until(lambda: all(wire.aborted for wire in hanging), "they are given up")
+            assert not any(wire is link.connection for wire in hanging for link in leader._all_links_locked())
+            replies = []
+            with patch.object(leader._raft, "handle_reply", lambda peer, request, reply: replies.append(threading.current_thread().name)):
+                go_on.set()
+                wait_until(lambda: all(wire.closed for wire in hanging), "they are closed", 10)
+            assert "posted" not in replies
+        assert nodes.leader().propose(b"b", 5).result == b"B"
+
+
+def test_who_waits_for_what_another_thread_has_sent_sleeps():
+    """However late the heartbeat is meanwhile that it would have to send."""
+    with watched(settings=replace(PATIENT, rpc_timeout_seconds=1.5)) as (nodes, leader, _):
+        with stuck(nodes, "n1", "n2", "n3"), patch.object(leader, "_tick_locked", wraps=leader._tick_locked) as looks:
+            leader.submit_read()
+            small = [link for link in leader._all_links_locked() if not link.data]
+            assert all(link.posted for link in small), "the round is under way"
+            the_fault_lasts.wait(6 * PATIENT.heartbeat_seconds)
+            assert all(link.posted for link in small) and looks.call_count < 100
+            with leader._lock:
+                for link in small:
+                    leader._wake_locked(link)
+            wait_until(lambda: all(link.idle for link in small), "they are woken for nothing, and sleep again", 5)
+
+
+def test_a_peer_leaves_while_a_reply_of_it_is_waited_for():
+    with watched(settings=replace(PATIENT, rpc_timeout_seconds=1.5)) as (nodes, leader, _):
+        gone = nodes.followers(leader)[0].name
+        with stuck(nodes, gone) as go_on:
+            submit(leader, b"a")[0].result(5)
+            hanging = next(link.connection for link in leader._all_links_locked() if link.peer == gone and link.posted)
+            leader.remove(gone)
+            wait_until(lambda: hanging.aborted, "its thread ends", 10)
+            go_on.set()
+            wait_until(lambda: hanging.closed, "whoever waits for the reply closes it", 10)
+        assert leader.propose(b"b", 5).result == b"B"
 
 
 # Bounds and deadlines

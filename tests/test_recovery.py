@@ -504,7 +504,7 @@ LARGE = AppendEntries(1, "n1", 0, 0, (Entry(1, 1, COMMAND, bytes(16 << 20)),))
 def test_an_interrupted_call_ends_at_once_and_so_do_those_after_it(deaf, request_, connected):
     """A peer that is stopped still has its kernel take connections and bytes. The time for a large frame is long."""
     connection = Connection(replace(Settings(), rpc_timeout_seconds=0.4 if connected else 20, election_timeout_seconds=30),
-                            lambda member: {}, "data")
+                            lambda member: {}, "data", lambda *_: None)
     connection.call(deaf.member, HEARTBEAT, 0)
     if not connected:
         connection.close()

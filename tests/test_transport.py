@@ -9,13 +9,16 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
+from waitress import wasyncore
 
 from raftd import wire
 from raftd.config import Settings
 from raftd.errors import PeerUnreachable, Refusal
+from raftd.listener import Wake
 from raftd.raft.configuration import Member
 from raftd.raft.messages import AppendEntries, AppendEntriesReply, Entry, RequestVote, RequestVoteReply
-from raftd.transport import PeerServer, Transport, split_address
+from raftd.sockets import Sockets
+from raftd.transport import MAX_POSTED_BYTES, Frames, PeerServer, Transport, split_address
 
 SETTINGS = Settings(rpc_timeout_seconds=0.4)
 VOTE, GRANTED = RequestVote(3, "n1", 9, 2), RequestVoteReply(3, True)
@@ -77,8 +80,10 @@ def peer():
 def connection():
     made = []
 
-    def make(name="n1", lane="small"):
-        made.append(Transport(SETTINGS, lambda member: {"Raft-Name": name, "Raft-To": member.name}).connection(lane))
+    def make(name="n1", lane="small", watch=None):
+        transport = Transport(SETTINGS, lambda member: {"Raft-Name": name, "Raft-To": member.name})
+        transport.watch = watch
+        made.append(transport.connection(lane))
         return made[-1]
     yield make
     for one in made:
@@ -473,6 +478,108 @@ def test_whoever_does_not_answer_at_all_is_not_dead():
 @pytest.mark.parametrize("address", ["nowhere.invalid:1", "no address", "127.0.0.1:none"])
 def test_what_cannot_be_asked_is_not_dead(address):
     assert not refuses(address)
+
+
+# What is not waited for
+
+BEAT, HEARD = AppendEntries(3, "n1", 9, 2), AppendEntriesReply(3, True, 9)
+
+
+@pytest.fixture
+def sockets():
+    """Those that a thread watches."""
+    watched, stopping = Sockets(), threading.Event()
+    wake = Wake(watched)
+    watched.before_wait = lambda: wasyncore.close_all(watched) if stopping.is_set() else None
+    thread = threading.Thread(target=watched.loop, args=(1.0,), name="watch")
+    thread.start()
+    watched.end = lambda: (stopping.set(), wake.pull_trigger(), thread.join(5))
+    yield watched
+    watched.end()
+
+
+class Replies(list):
+    """Those that came, and in which threads."""
+
+    def __init__(self):
+        self.threads = set()
+
+    def take(self, reply):
+        self.threads.add(threading.current_thread().name)
+        self.append(reply)
+
+
+def heard(sender, index, request):
+    return HEARD if isinstance(request, AppendEntries) else GRANTED
+
+
+def test_the_reply_to_what_is_posted_is_brought_by_the_thread_that_watches(peer, connection, sockets):
+    n2, n1, replies = peer(heard), connection(watch=sockets.watch), Replies()
+    n1.call(n2.member, VOTE, 0)
+    for count in range(1, 4):
+        assert n1.post(n2.member, BEAT, 7, replies.take)
+        wait_until(lambda count=count: len(replies) == count, "the reply is there")
+        assert n1.call(n2.member, VOTE, 0) == GRANTED, "the connection serves for both"
+    assert replies == [HEARD] * 3 and replies.threads == {"watch"} and len(n2.accepted) == 1
+
+
+@pytest.mark.parametrize("why", ["no connection", "the member has moved", "large", "nobody watches", "nobody watches any more", "closed"])
+def test_what_cannot_be_posted_is_to_be_called(peer, connection, sockets, why):
+    n2, n1, replies, request = peer(heard), connection(watch=None if why == "nobody watches" else sockets.watch), Replies(), BEAT
+    member = n2.member
+    if why != "no connection":
+        n1.call(member, VOTE, 0)
+    if why == "the member has moved":
+        member = peer(heard).member
+    elif why == "large":
+        request = AppendEntries(3, "n1", 9, 2, (Entry(10, 3, 1, bytes(MAX_POSTED_BYTES + 1)),))
+    elif why == "nobody watches any more":
+        sockets.end()
+    elif why == "closed":
+        n1.close()
+    assert not n1.post(member, request, 0, replies.take)
+    assert n1.call(member, request, 0) == HEARD and replies == []
+
+
+@pytest.mark.parametrize("end", ["closed", "refused", "of another kind", "given up", "nobody watches any more"])
+def test_no_reply_to_what_is_posted_is_told_and_the_next_call_connects_again(peer, connection, sockets, end):
+    def handle(sender, index, request):
+        if request is not BEAT and request != BEAT:
+            return GRANTED
+        if end == "refused":
+            raise Refusal("not now")
+        if end == "closed":
+            raise OSError("gone")
+        if end == "of another kind":
+            return GRANTED
+        go_on.wait(5)
+        return HEARD
+    go_on = threading.Event()
+    n2, n1, replies = peer(handle), connection(watch=sockets.watch), Replies()
+    n1.call(n2.member, VOTE, 0)
+    assert n1.post(n2.member, BEAT, 0, replies.take)
+    if end == "given up":
+        n1.abort()
+    elif end == "nobody watches any more":
+        sockets.end()
+    wait_until(lambda: replies == [None], "that is told")
+    go_on.set()
+    assert n1.call(n2.member, VOTE, 0) == GRANTED and len(n2.accepted) == 2
+
+
+def test_a_reply_to_what_is_posted_may_come_in_pieces(connection, sockets):
+    ours, theirs = socket.socketpair()
+    n1, replies, frame = connection(watch=sockets.watch), Replies(), wire.encode(HEARD, 0)
+    n1._socket, n1._frames, n1._address = ours, Frames(ours), "host:1"
+    with theirs:
+        assert n1.post(Member("n2", "host:1"), BEAT, 0, replies.take)
+        for end in range(1, len(frame)):
+            theirs.sendall(frame[end - 1:end])
+            wait_until(lambda end=end: n1._frames._buffer == frame[:end], "it is read")
+            assert replies == []
+        theirs.sendall(frame[-1:])
+        wait_until(lambda: replies, "the reply is whole")
+    assert replies == [HEARD]
 
 
 def test_lanes_and_peers_do_not_wait_for_each_other(peer, connection):

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ class Configuration:
 
     members: dict[str, Member]
 
-    @property
+    @cached_property
     def voters(self):
         return [name for name, member in self.members.items() if member.voter]
 
@@ -110,7 +111,8 @@ class Configurations:
 
     def at(self, index):
         """The configuration in force at *index*, and where it was set."""
-        return next(pair for pair in reversed(self._history) if pair[0] <= index)
+        newest = self._history[-1]
+        return newest if newest[0] <= index else next(pair for pair in reversed(self._history) if pair[0] <= index)
 
     def compact(self, index):
         """Forget what came before the one in force at *index*."""

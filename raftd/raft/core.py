@@ -97,7 +97,8 @@ class Raft:
         self._base_saved = True
         self._compact_to = log.snapshot_index  # where compaction is going, a step with each write
         self._unsaved_from = log.last_index + 1
-        self._saving_since, self._saving_seconds = None, 0.0  # when the write under way began, and how long it may take
+        self._saving_since = None  # when the write under way began
+        self.disk_due = math.inf  # when it will have taken so long that the disk has failed
         self._answers = []
         self._retry_at = {}  # peers that did not answer, and when to try again
         self._gone, self._hasty_until = None, -math.inf  # the leader that was lost; until then elections are soon tried again
@@ -139,14 +140,9 @@ class Raft:
         return self._timer
 
     @property
-    def disk_due(self):
-        """When the write under way will have taken so long that the disk has failed; math.inf without one."""
-        return math.inf if self._saving_since is None else self._saving_since + self._saving_seconds
-
-    @property
     def disk_stalled_seconds(self):
         """For how long the disk has not answered, if that is so long that it has failed, else 0."""
-        return self.now - self._saving_since if self._disk_is_stalled() else 0.0
+        return self.now - self._saving_since if self.now >= self.disk_due else 0.0
 
     # Time
 
@@ -185,9 +181,6 @@ class Raft:
         first = max(self.now, self._promised_until, self._perhaps_promised_until)
         self._timer = min(self._timer, first + self.TURN_SECONDS * (pause_turns + turn + self._random.random() / 2))
 
-    def _disk_is_stalled(self):
-        return self.now >= self.disk_due
-
     def _check_leadership(self):
         """CheckQuorum (thesis 6.2): who hears no majority for an election timeout leads no longer. A stalled disk counts as failure."""
         self._timer = self.now + self._settings.heartbeat_seconds
@@ -200,7 +193,7 @@ class Raft:
             leader.transfer = None
         if self.withdrawn:
             self._become_follower(self.term, None, self.withdrawn)
-        elif self._disk_is_stalled():
+        elif self.now >= self.disk_due:
             self._become_follower(self.term, None, "the disk has not answered for an election timeout")
         elif not self.configuration.is_majority(heard | {self.name}):
             self._become_follower(self.term, None, self.NO_MAJORITY)
@@ -209,7 +202,7 @@ class Raft:
 
     def _election_due(self):
         self._set_election_timer()
-        if self._may_stand() and not self.withdrawn and not self._disk_is_stalled():
+        if self._may_stand() and not self.withdrawn and self.now < self.disk_due:
             self._stand_for_election(pre_vote=True, reason="no leader heard")
         elif self.leader_id is not None:
             self._become_follower(self.term, None, "no leader heard")
@@ -476,7 +469,7 @@ class Raft:
             return None
         if request.term == self.term and self.leader_id not in (None, request.leader_id):
             return f"{self.leader_id} leads term {self.term}"
-        if isinstance(request, AppendEntries) and request.term >= self.term:
+        if isinstance(request, AppendEntries) and request.term >= self.term and request.prev_log_index <= self.commit_index:
             claims = chain([(request.prev_log_index, request.prev_log_term)], ((entry.index, entry.term) for entry in request.entries))
             for index, term in takewhile(lambda claim: claim[0] <= self.commit_index, claims):
                 if index >= self.log.snapshot_index and self.log.term_at(index) != term:
@@ -655,34 +648,32 @@ class Raft:
     # Requests to peers
 
     def next_request_at(self, peer):
-        """When, later than now, ``request_for(peer)`` will have something though nothing else happens; math.inf for never."""
-        due = self._retry_at.get(peer, -math.inf)
-        if self.is_leader and peer in self.role.progress:
-            progress = self.role.progress[peer]
-            due = max(due, min(progress.heartbeat_due, progress.notice_due))
-        return due if due > self.now else math.inf
+        """When ``request_for(peer)`` has something though nothing else happens: not later than now if it has; math.inf for never."""
+        wanted_at = math.inf
+        match self.role:
+            case Leader(progress=progress) if peer in progress and self.now < self.disk_due:
+                wanted_at = -math.inf if self._must_hand_over_to(peer) else self._must_hear_at(progress[peer])
+            case Candidate(votes=votes) if peer not in votes and self.configuration.is_voter(peer):
+                wanted_at = -math.inf
+            case Follower(leader_id, reads=reads, asking=asking) if peer == leader_id and reads and asking is None:
+                wanted_at = -math.inf
+        if not self._hard_state_saved:
+            return math.inf
+        return max(wanted_at, self._retry_at[peer]) if peer in self._retry_at else wanted_at
 
     def has_request_for(self, peer):
         """True if ``request_for(peer)`` has something now."""
-        if self.now < self._retry_at.get(peer, -math.inf) or not self._hard_state_saved:
-            return False
-        match self.role:
-            case Leader(progress=progress) if peer in progress and not self._disk_is_stalled():
-                return self._must_hand_over_to(peer) or self._must_hear(progress[peer])
-            case Candidate(votes=votes):
-                return peer not in votes and self.configuration.is_voter(peer)
-            case Follower(leader_id, reads=reads, asking=asking):
-                return peer == leader_id and bool(reads) and asking is None
-        return False
+        return self.next_request_at(peer) <= self.now
 
     def _must_hand_over_to(self, peer):
         transfer = self.role.transfer
         return bool(transfer) and transfer.target == peer and not transfer.sent \
             and self.role.progress[peer].match_index == self.log.last_index
 
-    def _must_hear(self, progress):
-        wants_round = self.role.reads and progress.sent_round < self.role.reads[-1].round
-        return bool(wants_round) or self.now >= min(progress.heartbeat_due, progress.notice_due)
+    def _must_hear_at(self, progress):
+        if self.role.reads and progress.sent_round < self.role.reads[-1].round:
+            return -math.inf
+        return min(progress.heartbeat_due, progress.notice_due)
 
     def request_for(self, peer):
         """A small request that *peer* should get now, or None: a vote, a heartbeat, a read, or the call to stand for election."""
@@ -717,10 +708,10 @@ class Raft:
 
     def needs_snapshot(self, peer):
         """True if *peer* lacks entries that are compacted, and no snapshot has been offered for it (``snapshot_offered``)."""
-        if not self.is_leader or peer not in self.role.progress or peer in self._retry_at:
-            return False
-        progress = self.role.progress[peer]
-        return progress.next_index <= self.log.snapshot_index and progress.snapshot is None
+        match self.role:
+            case Leader(progress=progress) if peer in progress and progress[peer].next_index <= self.log.snapshot_index:
+                return progress[peer].snapshot is None and peer not in self._retry_at
+        return False
 
     def reserve_snapshot(self, peer):
         """A snapshot for *peer* is about to be made: compaction leaves what comes after it."""
@@ -751,10 +742,12 @@ class Raft:
 
     def has_data_for(self, peer):
         """True if ``data_for(peer)`` has something now. A peer that did not answer gets data once it has answered something small."""
-        if not self.is_leader or peer not in self.role.progress or peer in self._retry_at \
-                or not self._hard_state_saved or self._disk_is_stalled():
-            return False
-        progress = self.role.progress[peer]
+        match self.role:
+            case Leader(progress=progress) if peer in progress and self._lacks_something(progress[peer]):
+                return peer not in self._retry_at and self._hard_state_saved and self.now < self.disk_due
+        return False
+
+    def _lacks_something(self, progress):
         return progress.snapshot is not None or self.log.snapshot_index < progress.next_index <= self.log.last_index
 
     def data_for(self, peer):
@@ -836,7 +829,8 @@ class Raft:
             last_new = request.prev_log_index + len(request.entries)
             progress.match_index = max(progress.match_index, reply.match_index)
             progress.next_index = max(progress.next_index, progress.match_index + 1, last_new + 1)
-            self._advance_commit_index()
+            if progress.match_index > self.commit_index:
+                self._advance_commit_index()
         elif request.prev_log_index == progress.next_index - 1:  # else a late answer, to what has been settled since
             next_index = min(self._next_index_after(reply), request.prev_log_index)
             progress.next_index = max(next_index, progress.match_index + 1)
@@ -904,7 +898,7 @@ class Raft:
         unsaved = Unsaved(hard_state, base, self._unsaved_from, entries)
         self._base_saved, self._unsaved_from, self._saving_since = True, unsaved.last_index + 1, self.now
         size = sum(len(entry.command) for entry in entries)
-        self._saving_seconds = self._settings.election_timeout_seconds + size / self.SLOWEST_DISK_BYTES_PER_SECOND
+        self.disk_due = self.now + self._settings.election_timeout_seconds + size / self.SLOWEST_DISK_BYTES_PER_SECOND
         return unsaved
 
     def _compact_a_step(self):
@@ -921,7 +915,7 @@ class Raft:
 
     def saved(self, unsaved):
         """*unsaved* is durable. It counts as far as it is still what the term, the vote and the log are."""
-        self._saving_since = None
+        self._saving_since, self.disk_due = None, math.inf
         if unsaved.hard_state == (self.term, self.voted_for):
             self._hard_state_saved = True
         self.saved_index = max(self.saved_index, min(unsaved.last_index, self._unsaved_from - 1))

@@ -2,7 +2,7 @@
 
 
 class Log:
-    """Entries after ``snapshot_index``, which the state machine already stands for.
+    """Entries after ``snapshot_index``, which the state machine already stands for, up to ``last_index``.
 
     Invariant: indexes are contiguous, and terms never decrease.
     """
@@ -11,16 +11,13 @@ class Log:
         self.snapshot_index = snapshot_index
         self.snapshot_term = snapshot_term
         self._entries = list(entries)
+        self.last_index = snapshot_index + len(self._entries)
         self.size = sum(len(entry.command) for entry in self._entries)  # bytes of all commands
         assert not self._entries or self._entries[0].index == snapshot_index + 1, "a gap after the snapshot"
 
     @property
     def first_index(self):
         return self.snapshot_index + 1
-
-    @property
-    def last_index(self):
-        return self.snapshot_index + len(self._entries)
 
     @property
     def last_term(self):
@@ -83,6 +80,7 @@ class Log:
     def append(self, entry):
         assert entry.index == self.last_index + 1 and entry.term >= self.last_term, entry
         self._entries.append(entry)
+        self.last_index = entry.index
         self.size += len(entry.command)
 
     def first_new(self, entries):
@@ -110,6 +108,7 @@ class Log:
         position = first_removed - self.snapshot_index - 1
         self.size -= sum(len(entry.command) for entry in self._entries[position:])
         del self._entries[position:]
+        self.last_index = first_removed - 1
 
     def compact(self, index):
         """Forget the entries up to *index*, for which the state machine stands from now on."""

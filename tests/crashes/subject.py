@@ -133,6 +133,11 @@ class Peers:
     def interrupt(self):
         pass
 
+    abort = interrupt
+
+    def post(self, member, request, configuration_index, done):
+        return False
+
     def close(self):
         pass
 

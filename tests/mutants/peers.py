@@ -10,6 +10,37 @@ TRANSPORT_TESTS = "tests/test_transport.py::"
 
 PEERS = (
     Mutant(
+        "posted-reply-of-any-kind",
+        "To what was sent without waiting, any message is taken for the reply.",
+        "hostile input",
+        [Edit(TRANSPORT, "if not isinstance(reply, kind):", "if False:")],
+        [TRANSPORT_TESTS + "test_no_reply_to_what_is_posted_is_told_and_the_next_call_connects_again"]),
+    Mutant(
+        "half-a-reply-is-the-end",
+        "A reply to what was sent without waiting must come in one piece.",
+        "TCP is a stream",
+        [Edit(TRANSPORT, """
+            if reply is None:
+                self._watch(self._socket, self._readable)
+                return
+""", "")],
+        [TRANSPORT_TESTS + "test_a_reply_to_what_is_posted_may_come_in_pieces"]),
+    Mutant(
+        "anything-sent-without-waiting",
+        "However large a request is, it is sent without waiting, and cut off where the buffer ends.",
+        "short writes",
+        [Edit(TRANSPORT, "or sum(len(entry.command) for entry in request.entries) > MAX_POSTED_BYTES:", "or False:")],
+        [TRANSPORT_TESTS + "test_what_cannot_be_posted_is_to_be_called"]),
+    Mutant(
+        "watch-forgets-at-its-end",
+        "Who waits for a reply learns nothing when the thread ends that would have brought it.",
+        "a lost wake-up",
+        [Edit("sockets.py", """
+            while self._watched:
+                self._watched.popitem()[1]()
+""", "")],
+        [TRANSPORT_TESTS + "test_no_reply_to_what_is_posted_is_told_and_the_next_call_connects_again"]),
+    Mutant(
         "frame-checksum-not-checked",
         "Bits that flip on the wire and pass TCP's checksum become entries.",
         "Stone and Partridge, SIGCOMM 2000",
@@ -110,7 +141,7 @@ PEERS = (
         "huge-numbers-accepted",
         "Terms and indexes that the log file cannot hold are taken.",
         "hostile input: a term of 2^63",
-        [Edit(WIRE, "if value > MAX_NUMBER:", "if False:")],
+        [Edit(WIRE, 'if value > (MAX_NUMBER if kind == "n" else 1):', "if False:")],
         [WIRE_TESTS + "test_huge_numbers_are_refused"]),
     Mutant(
         "cut-entry-taken",

@@ -43,9 +43,10 @@ TERMS_AND_VOTES = (
         "candidate-asks-before-saved",
         "A candidate asks for votes in a term that is not on its disk yet.",
         "Figure 2, State",
-        [Edit(CORE,
-              "if self.now < self._retry_at.get(peer, -math.inf) or not self._hard_state_saved:",
-              "if self.now < self._retry_at.get(peer, -math.inf):")],
+        [Edit(CORE, """
+        if not self._hard_state_saved:
+            return math.inf
+""", "")],
         [STATE + "test_nobody_is_asked_for_a_vote_before_the_own_is_durable", SIMULATION]),
     Mutant(
         "vote-cleared-in-the-same-term",
@@ -286,7 +287,8 @@ TERMS_AND_VOTES = (
         "stalled-disk-is-no-failure",
         "A leader whose disk hangs goes on to send heartbeats: nothing commits, and nobody else may lead.",
         "thesis 6.2: who cannot commit must not keep others from it",
-        [Edit(CORE, "return self.now >= self.disk_due", "return False")],
+        [Edit(CORE, "self.disk_due = self.now + self._settings.election_timeout_seconds + size / self.SLOWEST_DISK_BYTES_PER_SECOND",
+              "self.disk_due = math.inf")],
         [STATE + "test_a_stalled_disk_is_a_failure"]),
 )
 

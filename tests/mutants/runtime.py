@@ -16,6 +16,62 @@ SIMULATION = "bin/simulate --seeds 50"
 
 RUNTIME = (
     Mutant(
+        "hanging-reply-waited-for",
+        "A peer is sent nothing more while the thread hangs that is to read its reply.",
+        "one loop for all: etcd 22214",
+        [Edit(NODE, "if link.posted is not None and link.post_due <= now:", "if False:")],
+        [TESTS + "test_a_thread_that_hangs_with_a_reply_keeps_nobody_from_sending"]),
+    Mutant(
+        "reply-given-up-taken",
+        "A reply counts although it was given up, and the request was sent again.",
+        "late events",
+        [Edit(NODE, "if link.posted is not ready:", "if False:")],
+        [TESTS + "test_a_thread_that_hangs_with_a_reply_keeps_nobody_from_sending"]),
+    Mutant(
+        "sent-twice-at-once",
+        "What was sent and is not answered yet is sent again whenever something happens.",
+        "flow control",
+        [Edit(NODE, "if link.idle and link.posted is None and self._should_go_on_locked(link):",
+              "if link.idle and self._should_go_on_locked(link):")],
+        [TESTS + "test_what_many_propose_is_sent_by_the_thread_that_proposes_it"]),
+    Mutant(
+        "two-threads-at-one-connection",
+        "The thread that sends to a peer does not look whether another one has sent something and waits for the reply.",
+        "two readers of one stream",
+        [Edit(NODE, "if link.handed or (not self._silent and link.posted is None and self._has_work_locked(link)):",
+              "if link.handed or (not self._silent and self._has_work_locked(link)):")],
+        [TESTS + "test_who_waits_for_what_another_thread_has_sent_sleeps"]),
+    Mutant(
+        "spins-while-another-waits",
+        "The thread that sends to a peer turns without a pause while a heartbeat is due and another thread waits for a reply.",
+        "busy loops: 100 % of a core",
+        [Edit(NODE, "return math.inf if link.data or link.posted or self._silent", "return math.inf if link.data or self._silent")],
+        [TESTS + "test_who_waits_for_what_another_thread_has_sent_sleeps"]),
+    Mutant(
+        "unsent-request-forgotten",
+        "What could not be sent without waiting is left to nobody.",
+        "a lost wake-up",
+        [Edit(NODE, """
+                link.handed = ready
+                self._wake_locked(link)
+                return
+""", """
+                return
+""")],
+        [TESTS + "test_what_cannot_be_sent_without_waiting_is_sent_by_its_thread"]),
+    Mutant(
+        "peer-that-leaves-is-waited-for",
+        "A peer leaves, and nobody ends the connection on which a reply of it is waited for.",
+        "leaks of connections",
+        [Edit(NODE, """
+                if link.posted is not None:
+                    self._give_up_post_locked(link)
+            link.connection.close()
+""", """
+                pass
+""")],
+        [TESTS + "test_a_peer_leaves_while_a_reply_of_it_is_waited_for"]),
+    Mutant(
         "state-ahead-of-its-log-accepted",
         "At the start the two files are not compared: one of them may have lost what the other relies on.",
         "SQLite drops a damaged tail of its WAL without a word; etcd 13766",

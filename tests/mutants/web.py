@@ -79,28 +79,25 @@ WEB = (
         "lane-answers-without-end",
         "The thread that reads requests answers all that is done before it looks at a new one: health checks wait.",
         "etcd 22214: one loop for all; starvation under load",
-        [Edit(LANE, "while self._finished and time.monotonic() < until:", "while self._finished:")],
+        [Edit(LANE, "if time.monotonic() >= until:", "if False:")],
         [LANE_TESTS + "test_who_asks_has_a_turn_however_much_there_is_to_answer"]),
     Mutant(
         "lane-forgets-the-rest",
         "What is left to answer when others had their turn waits for the next write.",
         "a lost wake-up",
         [Edit(LANE, """
-        if self._finished:
-            self._wake_if_it_sleeps()
-""", "")],
+                self._wake_if_it_sleeps()
+                break
+""", """
+                break
+""")],
         [LANE_TESTS + "test_who_asks_has_a_turn_however_much_there_is_to_answer"]),
     Mutant(
         "lane-leaves-who-is-refused",
         "A write that the node refuses together with others is never answered.",
         "a lost answer",
-        [Edit(LANE, """
-        refused = [pending for _, pending in self._node.submit_all(writes)] if writes else []
-""", """
-        refused = []
-        if writes:
-            self._node.submit_all(writes)
-""")],
+        [Edit(LANE, "refused += [pending for _, pending in self._node.submit_all(_drained(self._writes))]",
+              "self._node.submit_all(_drained(self._writes))")],
         [LANE_TESTS + "test_of_many_that_are_read_in_one_turn_only_the_refused_go_to_flask"]),
     Mutant(
         "lane-sleeps-on-what-is-taken",
