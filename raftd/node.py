@@ -52,6 +52,7 @@ from raftd.raft.core import Raft
 from raftd.raft.log import Log
 from raftd.raft.messages import COMMAND, CONFIGURATION, AppendEntries, InstallSnapshot, ReadIndex, RequestVote
 from raftd.raft.roles import Candidate, Leader
+from raftd.turns import LARGE_BYTES, Turns
 
 log = logging.getLogger(__name__)
 
@@ -179,6 +180,7 @@ class Node:
         self._seen_commit = self._raft.commit_index
         self._told = self._who_leads_locked()
         self._draining = False
+        self._turns = Turns(self._stopping.wait)
 
     # Start and stop
 
@@ -406,12 +408,16 @@ class Node:
     # Clients
 
     def propose(self, command, timeout):
-        """Replicate *command* and apply it; waits up to *timeout* seconds and returns Applied(index, result).
+        """Replicate *command* and apply it; waits up to *timeout* seconds and returns Applied(index, result). Large ones give way
+        to small ones (``Turns``).
 
         Raises NotLeader, NoLeader, Overloaded, StorageFailed, Stopping (nothing was proposed), CommitTimeout, LeadershipLost (it may
         still be applied), Discarded (it never will be).
         """
-        return self._wait_for_commit(self.submit(command), timeout)
+        if len(command) <= LARGE_BYTES:
+            return self._wait_for_commit(self.submit(command), timeout)
+        with self._turns.turn(timeout) as left:
+            return self._wait_for_commit(self.submit(command), left)
 
     def submit(self, command):
         """``propose`` without waiting: a Future of what it returns or raises, but for CommitTimeout, which is for the caller to say.
@@ -499,6 +505,8 @@ class Node:
         foreseen = self._state_machine.foresee(entry.index, command) if entry.kind == COMMAND else None
         self._proposals[entry.index] = Proposal(entry.term, future, size, foreseen)
         self._waiting_bytes += size
+        if size <= LARGE_BYTES:
+            self._turns.small()
 
     def _drop_proposal_locked(self, index, error):
         proposal = self._proposals.pop(index)
@@ -510,7 +518,7 @@ class Node:
             return future.result(timeout)
         except TimeoutError:
             with self._lock:
-                raise CommitTimeout(f"not committed within {timeout:g} s{self._lost_peers_locked()}") from None
+                raise CommitTimeout(f"not committed within {timeout:.3g} s{self._lost_peers_locked()}") from None
 
     def read(self, query, level="linearizable", min_index=0, timeout=5.0):
         """The state machine's answer to *query*.

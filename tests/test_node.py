@@ -28,6 +28,7 @@ from raftd.raft.configuration import Configuration, Member
 from raftd.raft.core import Base
 from raftd.raft.messages import COMMAND, AppendEntries, Entry, HardState, InstallSnapshot, ReadIndex, RequestVote, TimeoutNow
 from raftd.storage import Identity, Saved
+from raftd.turns import LARGE_BYTES
 
 FAST = Settings(heartbeat_seconds=0.05, election_timeout_seconds=0.3, rpc_timeout_seconds=0.25)
 TINY = replace(FAST, compact_entries=10, keep_entries=5, snapshot_chunk_bytes=100, max_append_bytes=50)
@@ -890,6 +891,17 @@ def test_too_many_waiting_writes_are_refused_at_once():
         assert len({write.result().index for write in writes}) == 10
         assert leader.propose(b"again", 5).result == b"AGAIN"
         assert b"one too many" not in nodes.commands_everywhere()
+
+
+def test_large_commands_give_way_to_small_ones():
+    """``Turns`` says how."""
+    with group(1) as nodes:
+        leader = nodes.leader()
+        with patch.object(leader, "_turns", wraps=leader._turns) as turns:
+            assert leader.propose(b"a", 5).result == b"A" and (turns.turn.call_count, turns.small.call_count) == (0, 1)
+            assert leader.propose(bytes(LARGE_BYTES), 5) and (turns.turn.call_count, turns.small.call_count) == (0, 2)
+            large = bytes(LARGE_BYTES + 1)
+            assert leader.propose(large, 5).result == large and (turns.turn.call_count, turns.small.call_count) == (1, 2)
 
 
 def test_of_many_that_are_proposed_at_once_those_are_refused_for_which_there_is_no_room():

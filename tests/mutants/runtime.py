@@ -5,8 +5,10 @@ from mutants.mutant import Edit, Mutant
 NODE = "node.py"
 MEMBERSHIP = "membership.py"
 SERVER = "server.py"
+TURNS = "turns.py"
 
 TESTS = "tests/test_node.py::"
+TURN_TESTS = "tests/test_turns.py::"
 OLDER = "tests/test_older_copy.py::"
 MEMBER_TESTS = "tests/test_membership.py::"
 RECOVERY = "tests/test_recovery.py::"
@@ -15,6 +17,37 @@ CLUSTER = "tests/test_cluster_membership.py::"
 SIMULATION = "bin/simulate --seeds 50"
 
 RUNTIME = (
+    Mutant(
+        "large-commands-rush",
+        "Whoever writes large values takes the log for himself: small writes wait most of the time.",
+        "head-of-line blocking",
+        [Edit(TURNS, "if self._must_give_way() and (rest :=", "if False and (rest :=")],
+        [TURN_TESTS + "test_beside_small_ones_a_large_one_rests_as_long_as_others_took"]),
+    Mutant(
+        "no-command-is-large",
+        "Large commands are proposed as they come.",
+        "head-of-line blocking",
+        [Edit(NODE, "if len(command) <= LARGE_BYTES:", "if True:")],
+        [TESTS + "test_large_commands_give_way_to_small_ones"]),
+    Mutant(
+        "rest-without-a-bound",
+        "After a large command that took long no other comes for twice that time.",
+        "starvation",
+        [Edit(TURNS, "min(RESTS * (now - began), MOST_REST_SECONDS)", "RESTS * (now - began)")],
+        [TURN_TESTS + "test_a_slow_disk_makes_no_pause_without_end"]),
+    Mutant(
+        "failed-turn-never-ends",
+        "A large command that fails keeps its turn: all others wait for ever.",
+        "a lock that is not released",
+        [Edit(TURNS, """
+        finally:
+            self._one.release()
+""", """
+            self._one.release()
+        finally:
+            pass
+""")],
+        [TURN_TESTS + "test_one_that_fails_ends_its_turn"]),
     Mutant(
         "hanging-reply-waited-for",
         "A peer is sent nothing more while the thread hangs that is to read its reply.",
