@@ -11,8 +11,9 @@ follower's thread that has received entries writes them itself.
 A node knows neither SQLite nor HTTP, nor what a command means. It is handed
 
 storage        ``load()``, ``save(unsaved)``, ``reopen()``, ``lost(index, term)``, ``close()``: see ``raftd.storage.Storage``
-transport      ``connection(link)``, whose ``call(member, request, configuration_index)``, ``interrupt()`` and ``close()`` reach a
-               peer, ``identify(address)`` and ``refuses(address)``: see ``raftd.transport.Transport``
+transport      ``connection(link)``, whose ``call(member, request, configuration_index)``, ``post(..., done)``, ``abort()``,
+               ``interrupt()`` and ``close()`` reach a peer, ``identify(address)`` and ``refuses(address)``: see
+               ``raftd.transport.Transport``
 state machine  ``position``, ``foresee``, ``apply``, ``read``, ``checkpoint``, ``snapshot``, ``receive``, ``install``, ``close``:
                see ``raftd.kv.KeyValueStore``
 """
@@ -98,12 +99,12 @@ class Ready(NamedTuple):
 
 @dataclass(eq=False)
 class Link:
-    """What a thread that sends to one peer works with, one request at a time: the thread is its flow control.
+    """What a thread that sends to one peer works with, one request at a time, which is its flow control.
 
     data    whether it sends entries and snapshots, or what must not wait for those
     idle    nothing to send: ``wake`` is waited for, until ``due`` at the latest
     posted  what another thread has sent meanwhile (``_post``), until the reply is there, or ``post_due`` comes
-    handed  what another thread wanted to send, and could not
+    handed  what another thread has taken to be sent, and has left to this one
     closed  the peer has left the cluster
     """
 
@@ -417,7 +418,7 @@ class Node:
         if len(command) <= LARGE_BYTES:
             return self._wait_for_commit(self.submit(command), timeout)
         with self._turns.turn(timeout) as left:
-            return self._wait_for_commit(self.submit(command), left)
+            return self._wait_for_commit(self.submit(command), timeout, left)
 
     def submit(self, command):
         """``propose`` without waiting: a Future of what it returns or raises, but for CommitTimeout, which is for the caller to say.
@@ -513,12 +514,13 @@ class Node:
         self._waiting_bytes -= proposal.size
         _fail(proposal.future, error)
 
-    def _wait_for_commit(self, future, timeout):
+    def _wait_for_commit(self, future, timeout, left=None):
+        """*left*: so much of *timeout* has not passed yet; all of it if that is not said."""
         try:
-            return future.result(timeout)
+            return future.result(timeout if left is None else left)
         except TimeoutError:
             with self._lock:
-                raise CommitTimeout(f"not committed within {timeout:.3g} s{self._lost_peers_locked()}") from None
+                raise CommitTimeout(f"not committed within {timeout:g} s{self._lost_peers_locked()}") from None
 
     def read(self, query, level="linearizable", min_index=0, timeout=5.0):
         """The state machine's answer to *query*.
@@ -967,6 +969,7 @@ class Node:
     def _next_due_locked(self, now):
         """When the timer has something to do, though nothing else happens."""
         due = [now + RETRY_SECONDS if self._silent else self._raft.next_tick, self._orphans_fail_at or math.inf]
+        due += (link.post_due for link in self._all_links_locked() if link.posted)
         if not self._silent and not self._disk_has_stalled:
             due.append(self._raft.disk_due)
         if not self._raft.withdrawn:
@@ -1008,15 +1011,26 @@ class Node:
         if not isinstance(request, AppendEntries):
             link.handed = ready
             return False
-        link.posted, link.post_due = ready, raft.now + self.settings.rpc_timeout_seconds
+        link.posted, link.post_due = ready, raft.now + self._patience_with(link, request)
         posts.append((link, link.connection, ready))
         return True
+
+    def _patience_with(self, link, request):
+        """Seconds until a reply is given up and the thread of *link* calls. With what is small, so few that it can still be heard then:
+        a leader that hears no majority for an election timeout leads no longer."""
+        if not link.data:
+            return self.settings.rpc_timeout_seconds / 2
+        size = sum(len(entry.command) for entry in request.entries)
+        return self.settings.rpc_timeout_seconds + size / self.settings.slowest_link_bytes_per_second
 
     def _post(self, posts):
         """Send what ``_settle_locked`` has taken, and wait for nothing. What cannot be sent so is left to the thread that it is for."""
         for link, connection, ready in posts:
-            if not connection.post(*ready, partial(self._guarded, self._post_ended, link, connection, ready)):
-                self._post_ended(link, connection, ready, None)
+            self._guarded(self._post_one, link, connection, ready)
+
+    def _post_one(self, link, connection, ready):
+        if not connection.post(*ready, partial(self._guarded, self._post_ended, link, connection, ready)):
+            self._post_ended(link, connection, ready, None)
 
     def _post_ended(self, link, connection, ready, reply):
         """*reply* is None if there will be none: then the thread of *link* calls, and finds out why."""
@@ -1025,27 +1039,29 @@ class Node:
             if link.posted is not ready:  # it came too late, and nobody else has that connection any more
                 connection.close()
                 return
-            link.posted = None
             if reply is None:
-                link.handed = ready
-                self._wake_locked(link)
+                self._hand_back_locked(link)
                 return
+            link.posted = None
             self._replied_locked(link, ready, reply)
             self._settle_locked(posts := [])
         self._post(posts)
 
+    def _hand_back_locked(self, link):
+        link.posted, link.handed = None, link.posted
+        self._wake_locked(link)
+
     def _give_up_posts_locked(self, now):
-        """The threads that wait for a reply may be late themselves: who sends to a peer goes on without them."""
+        """Be it the peer that is late or the thread which waits for its reply: the thread of the link calls, and finds out."""
         for link in self._all_links_locked():
             if link.posted is not None and link.post_due <= now:
-                ready = link.posted
-                self._give_up_post_locked(link)
-                self._replied_locked(link, ready, None, PeerUnreachable(f"{link.peer} at {ready.member.address}: timed out"))
+                self._change_connection_locked(link)
+                self._hand_back_locked(link)
 
-    def _give_up_post_locked(self, link):
-        """Whoever waits for the reply closes that connection."""
+    def _change_connection_locked(self, link):
+        """Whoever waits for a reply on the old one closes it."""
         link.connection.abort()
-        link.posted, link.connection = None, self._transport.connection(link.name)
+        link.connection = self._transport.connection(link.name)
 
     def _link_loop(self, link):
         """Send *link*'s peer what it needs. What piles up meanwhile goes in the next request: batching for free."""
@@ -1055,7 +1071,8 @@ class Node:
         finally:
             with self._lock:
                 if link.posted is not None:
-                    self._give_up_post_locked(link)
+                    self._change_connection_locked(link)
+                link.posted = None
             link.connection.close()
 
     def _next_request(self, link):
@@ -1081,7 +1098,9 @@ class Node:
     def _wait_for_work_locked(self, link):
         while not self._stopping.is_set() and not link.closed:
             self._tick_locked()
-            if link.handed or (not self._silent and link.posted is None and self._has_work_locked(link)):
+            if self._silent:
+                link.handed = None
+            elif link.handed or (link.posted is None and self._has_work_locked(link)):
                 return
             link.idle, link.due = True, self._due_locked(link)
             link.wake.wait(None if link.due == math.inf else max(0, link.due - time.monotonic()))

@@ -56,9 +56,9 @@ class Sockets(dict):
                 self._epoll.modify(descriptor, _READ | select.EPOLLONESHOT)
             except FileNotFoundError:  # it is the first time
                 self._epoll.register(descriptor, _READ | select.EPOLLONESHOT)
-        except BaseException:
-            self._watched.pop(descriptor, None)
-            raise
+        except (OSError, ValueError):
+            if self._watched.pop(descriptor, None) is not None:  # else the end of the loop has called it already
+                raise
 
     def loop(self, timeout, **_):
         """Serve, until nobody is left. Waits at most *timeout* seconds at a time."""

@@ -19,7 +19,7 @@ from raftd.errors import PeerUnreachable, Refusal
 log = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 128  # of peers to one server: two for each, and those of members that are not known here yet
-MAX_POSTED_BYTES = 32 * 1024  # of commands in a request that is sent without waiting: it fits in the buffer of a socket
+MAX_POSTED_BYTES = 16 * 1024  # a larger frame is not sent without waiting: it may not fit in the buffer of a socket
 _RECEIVE_BYTES, _MOST_BYTES = 1 << 16, 1 << 20  # one system call asks for at least, at most so much
 _MAX_HEAD = 8192  # bytes of an HTTP head between peers
 MAX_REASON = 500  # characters of why a peer refuses
@@ -60,6 +60,8 @@ class Connection:
                 or sum(len(entry.command) for entry in request.entries) > MAX_POSTED_BYTES:
             return False
         frame = wire.encode(request, configuration_index)
+        if len(frame) > MAX_POSTED_BYTES:
+            return False
         self._posted = done, wire.REPLIES[type(request)]
         try:
             self._socket.setblocking(False)
@@ -83,6 +85,10 @@ class Connection:
                 raise wire.WireError(f"answered {type(reply).__name__}")
         except (OSError, ValueError, wire.WireError, Refusal) as error:
             log.debug("no reply to what was sent at once error=%s", error)
+            self.close()
+            reply = None
+        except Exception:  # it must not end the thread that serves everybody
+            log.exception("a reply of a peer could not be read")
             self.close()
             reply = None
         self._posted = None

@@ -829,7 +829,7 @@ def stuck(nodes, *receivers):
 
 
 def test_a_thread_that_hangs_with_a_reply_keeps_nobody_from_sending():
-    """It is given up after the time that a call may take. What it brings then is not taken, and it closes its connection."""
+    """It is given up after as long as a call may take. What it brings then is not taken, and it closes its connection."""
     with watched(settings=FAST) as (nodes, leader, _):
         with stuck(nodes, "n1", "n2", "n3") as go_on:
             future, = submit(leader, b"a")
@@ -843,6 +843,17 @@ def test_a_thread_that_hangs_with_a_reply_keeps_nobody_from_sending():
                 wait_until(lambda: all(wire.closed for wire in hanging), "they are closed", 10)
             assert "posted" not in replies
         assert nodes.leader().propose(b"b", 5).result == b"B"
+
+
+def test_a_thread_that_hangs_with_the_rounds_of_reads_deposes_nobody():
+    """The peers are heard before an election timeout is over: neither are they taken for lost, nor does the leader step down."""
+    with watched(settings=FAST) as (nodes, leader, _):
+        term = leader.status()["term"]
+        with stuck(nodes, "n1", "n2", "n3"):
+            for _ in range(5):
+                assert leader.submit_read().result(5)
+                assert all(peer["last_contact_seconds"] < FAST.election_timeout_seconds for peer in leader.members())
+        assert leader.status()["term"] == term and leader.status()["role"] == "leader" and not leader._lost_peers
 
 
 def test_who_waits_for_what_another_thread_has_sent_sleeps():

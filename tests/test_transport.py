@@ -523,7 +523,8 @@ def test_the_reply_to_what_is_posted_is_brought_by_the_thread_that_watches(peer,
     assert replies == [HEARD] * 3 and replies.threads == {"watch"} and len(n2.accepted) == 1
 
 
-@pytest.mark.parametrize("why", ["no connection", "the member has moved", "large", "nobody watches", "nobody watches any more", "closed"])
+@pytest.mark.parametrize("why", ["no connection", "the member has moved", "large", "many", "nobody watches", "nobody watches any more",
+                                 "closed"])
 def test_what_cannot_be_posted_is_to_be_called(peer, connection, sockets, why):
     n2, n1, replies, request = peer(heard), connection(watch=None if why == "nobody watches" else sockets.watch), Replies(), BEAT
     member = n2.member
@@ -533,6 +534,8 @@ def test_what_cannot_be_posted_is_to_be_called(peer, connection, sockets, why):
         member = peer(heard).member
     elif why == "large":
         request = AppendEntries(3, "n1", 9, 2, (Entry(10, 3, 1, bytes(MAX_POSTED_BYTES + 1)),))
+    elif why == "many":
+        request = AppendEntries(3, "n1", 9, 2, tuple(Entry(10 + number, 3, 1, b"x") for number in range(MAX_POSTED_BYTES // 10)))
     elif why == "nobody watches any more":
         sockets.end()
     elif why == "closed":

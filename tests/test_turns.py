@@ -1,12 +1,14 @@
 """Turns of large commands: they give way to small ones, and to nobody else. The clock is the test's own."""
 
 import threading
+from contextlib import contextmanager
+from time import monotonic
 
 import pytest
 
 from cluster import wait_until
-from raftd.errors import CommitTimeout, Overloaded
-from raftd.turns import GIVE_WAY_SECONDS, MOST_REST_SECONDS, RESTS, Turns
+from raftd.errors import CommitTimeout
+from raftd.turns import GIVE_WAY_SECONDS, MOST_REST_SECONDS, MOST_WAITING, RESTS, Turns
 
 
 class Time:
@@ -77,30 +79,65 @@ def test_nobody_rests_for_small_ones_of_long_ago(turns, time):
     assert time.slept == []
 
 
-def test_they_come_one_at_a_time_and_wait_no_longer_than_they_may():
-    turns, first, second, go_on = Turns(lambda seconds: None), threading.Event(), threading.Event(), threading.Event()
+@contextmanager
+def taken(turns):
+    """Somebody has a turn, and keeps it."""
+    first, go_on = threading.Event(), threading.Event()
 
-    def take(taken):
+    def take():
         turns.small()
         with turns.turn(20):
-            taken.set()
+            first.set()
             go_on.wait(20)
-    threads = [threading.Thread(target=take, args=(taken,)) for taken in (first, second)]
-    threads[0].start()
+    thread = threading.Thread(target=take)
+    thread.start()
     wait_until(first.is_set, "the first has its turn")
-    threads[1].start()
-    turns.small()
-    with pytest.raises(Overloaded, match="large values"), turns.turn(0.05):
-        pytest.fail("it is not its turn")
-    assert not second.is_set()
-    go_on.set()
-    wait_until(second.is_set, "the second has its turn")
+    try:
+        yield
+    finally:
+        go_on.set()
+        thread.join(5)
+
+
+def test_they_come_one_at_a_time_but_nobody_waits_for_more_than_half_of_his_time():
+    """And who has waited in vain ends nobody else's turn."""
+    turns = Turns(lambda seconds: None)
+    with taken(turns):
+        for _ in range(2):
+            turns.small()
+            began = monotonic()
+            with turns.turn(0.4) as left:
+                assert monotonic() - began >= 0.2 and left <= 0.2
+
+
+def test_of_many_only_a_few_wait():
+    """Each that waits takes a thread which others may need."""
+    turns, waiting = Turns(lambda seconds: None), []
+
+    def wait():
+        with turns.turn(40):
+            waiting.remove(threading.current_thread())
+    with taken(turns):
+        for _ in range(MOST_WAITING):
+            waiting.append(threading.Thread(target=wait))
+        threads = list(waiting)
+        turns.small()
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: not turns._places._value, "there is no place left")
+        turns.small()
+        with turns.turn(40) as left:
+            assert left > 39 and len(waiting) == MOST_WAITING
     for thread in threads:
         thread.join(5)
+    assert waiting == []
 
 
 def test_one_that_fails_ends_its_turn(turns, time):
     turns.small()
     with pytest.raises(CommitTimeout), turns.turn(5):
         raise CommitTimeout()
-    assert write(turns, time, 0.02) == 5.0 and time.slept == []
+    write(turns, time, 0.02, timeout=0.1)
+    turns.small()
+    write(turns, time, 0.02, timeout=0.1)
+    assert time.slept == pytest.approx([RESTS * 0.02])

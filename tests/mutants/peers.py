@@ -29,7 +29,7 @@ PEERS = (
         "anything-sent-without-waiting",
         "However large a request is, it is sent without waiting, and cut off where the buffer ends.",
         "short writes",
-        [Edit(TRANSPORT, "or sum(len(entry.command) for entry in request.entries) > MAX_POSTED_BYTES:", "or False:")],
+        [Edit(TRANSPORT, "if len(frame) > MAX_POSTED_BYTES:", "if False:")],
         [TRANSPORT_TESTS + "test_what_cannot_be_posted_is_to_be_called"]),
     Mutant(
         "watch-forgets-at-its-end",

@@ -33,7 +33,7 @@ RUNTIME = (
         "rest-without-a-bound",
         "After a large command that took long no other comes for twice that time.",
         "starvation",
-        [Edit(TURNS, "min(RESTS * (now - began), MOST_REST_SECONDS)", "RESTS * (now - began)")],
+        [Edit(TURNS, "min(RESTS * (now - started), MOST_REST_SECONDS)", "RESTS * (now - started)")],
         [TURN_TESTS + "test_a_slow_disk_makes_no_pause_without_end"]),
     Mutant(
         "failed-turn-never-ends",
@@ -41,13 +41,48 @@ RUNTIME = (
         "a lock that is not released",
         [Edit(TURNS, """
         finally:
-            self._one.release()
+            if is_its_turn:
+                self._one.release()
 """, """
-            self._one.release()
+            if is_its_turn:
+                self._one.release()
         finally:
             pass
 """)],
         [TURN_TESTS + "test_one_that_fails_ends_its_turn"]),
+    Mutant(
+        "all-wait-for-their-turn",
+        "However many large commands there are, each waits for its turn, and takes a thread: nobody else is served.",
+        "starvation of a pool of threads",
+        [Edit(TURNS, "if not self._must_give_way() or not self._places.acquire(blocking=False):",
+              "if not self._must_give_way() or not self._places.acquire():")],
+        [TURN_TESTS + "test_of_many_only_a_few_wait"]),
+    Mutant(
+        "turn-ended-by-another",
+        "A large command that came without a turn ends that of another.",
+        "a lock that somebody else holds",
+        [Edit(TURNS, """
+        finally:
+            if is_its_turn:
+                self._one.release()
+""", """
+        finally:
+            if self._one.locked():
+                self._one.release()
+""")],
+        [TURN_TESTS + "test_they_come_one_at_a_time_but_nobody_waits_for_more_than_half_of_his_time"]),
+    Mutant(
+        "hanging-reader-deposes-its-leader",
+        "When the thread hangs that reads the replies to rounds of reads, the peers count as silent until they are heard otherwise.",
+        "one loop for all: etcd 22214",
+        [Edit(NODE, """
+            return self.settings.rpc_timeout_seconds / 2
+        size = sum(len(entry.command) for entry in request.entries)
+""", """
+            return 4 * self.settings.election_timeout_seconds
+        size = sum(len(entry.command) for entry in request.entries)
+""")],
+        [TESTS + "test_a_thread_that_hangs_with_the_rounds_of_reads_deposes_nobody"]),
     Mutant(
         "hanging-reply-waited-for",
         "A peer is sent nothing more while the thread hangs that is to read its reply.",
@@ -71,8 +106,8 @@ RUNTIME = (
         "two-threads-at-one-connection",
         "The thread that sends to a peer does not look whether another one has sent something and waits for the reply.",
         "two readers of one stream",
-        [Edit(NODE, "if link.handed or (not self._silent and link.posted is None and self._has_work_locked(link)):",
-              "if link.handed or (not self._silent and self._has_work_locked(link)):")],
+        [Edit(NODE, "elif link.handed or (link.posted is None and self._has_work_locked(link)):",
+              "elif link.handed or self._has_work_locked(link):")],
         [TESTS + "test_who_waits_for_what_another_thread_has_sent_sleeps"]),
     Mutant(
         "spins-while-another-waits",
@@ -85,10 +120,10 @@ RUNTIME = (
         "What could not be sent without waiting is left to nobody.",
         "a lost wake-up",
         [Edit(NODE, """
-                link.handed = ready
-                self._wake_locked(link)
+                self._hand_back_locked(link)
                 return
 """, """
+                link.posted = None
                 return
 """)],
         [TESTS + "test_what_cannot_be_sent_without_waiting_is_sent_by_its_thread"]),
@@ -98,11 +133,8 @@ RUNTIME = (
         "leaks of connections",
         [Edit(NODE, """
                 if link.posted is not None:
-                    self._give_up_post_locked(link)
-            link.connection.close()
-""", """
-                pass
-""")],
+                    self._change_connection_locked(link)
+""", "")],
         [TESTS + "test_a_peer_leaves_while_a_reply_of_it_is_waited_for"]),
     Mutant(
         "state-ahead-of-its-log-accepted",
@@ -133,11 +165,11 @@ RUNTIME = (
         "section 5.3; the original raftd",
         [Edit(NODE, """
         self._waiting_bytes += size
-
+        if size <= LARGE_BYTES:
 """, """
         self._waiting_bytes += size
         _resolve(future, Applied(entry.index, None))
-
+        if size <= LARGE_BYTES:
 """)],
         [TESTS + "test_a_write_is_applied_on_all_in_order_and_answers_what_the_machine_said",
          TESTS + "test_a_write_that_is_not_committed_in_time_says_perhaps"], quick=True),
