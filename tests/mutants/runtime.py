@@ -101,7 +101,7 @@ RUNTIME = (
         "flow control",
         [Edit(NODE, "if link.idle and link.posted is None and self._should_go_on_locked(link):",
               "if link.idle and self._should_go_on_locked(link):")],
-        [TESTS + "test_what_many_propose_is_sent_by_the_thread_that_proposes_it"]),
+        [TESTS + "test_nothing_more_is_sent_to_a_peer_until_its_reply_is_there"]),
     Mutant(
         "two-threads-at-one-connection",
         "The thread that sends to a peer does not look whether another one has sent something and waits for the reply.",
