@@ -1324,6 +1324,7 @@ def test_a_disk_that_hangs_is_told_while_it_does(caplog, who):
         assert not lines_about(caplog, "the disk answers again")
         storage.ready.set()
         wait_until(lambda: node.not_ready() is None, "it is back by itself")
+        wait_until(lambda: lines_about(caplog, "the disk answers again"), "that is told, too")  # a moment later
         assert [level for level, _ in lines_about(caplog, "the disk")] == ["WARNING", "INFO"]
         assert not lines_about(caplog, "slow disk")
         if who == "follower":
