@@ -241,7 +241,7 @@ class Lane:
 
     def expire(self):
         """Answer what has waited too long, and forget what is answered."""
-        now = time.monotonic() if self._pending else 0.0
+        now = time.monotonic()
         while self._pending and (self._pending[0].channel is None or self._pending[0].deadline <= now):
             pending = self._pending.popleft()
             if pending.channel is not None:

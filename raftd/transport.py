@@ -75,7 +75,7 @@ class Connection:
 
     def _readable(self):
         """Something has come, or nothing will. In the thread of the watch."""
-        done, kind = self._posted
+        (done, kind), answer = self._posted, None
         try:
             reply = self._frames.at_once()
             if reply is None:
@@ -83,16 +83,15 @@ class Connection:
                 return
             if not isinstance(reply, kind):
                 raise wire.WireError(f"answered {type(reply).__name__}")
+            answer = reply
         except (OSError, ValueError, wire.WireError, Refusal) as error:
             log.debug("no reply to what was sent at once error=%s", error)
-            self.close()
-            reply = None
         except Exception:  # it must not end the thread that serves everybody
             log.exception("a reply of a peer could not be read")
+        if answer is None:
             self.close()
-            reply = None
         self._posted = None
-        done(reply)
+        done(answer)
 
     def abort(self):
         """What is posted has waited too long. In any thread."""

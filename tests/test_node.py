@@ -747,10 +747,10 @@ def test_nobody_waits_for_a_disk_or_a_peer_who_need_not(what):
 
 
 @contextmanager
-def watched(size=3, settings=PATIENT):
+def watched(settings=PATIENT):
     """(a Group whose threads that send all sleep, its leader, the list of who carries entries and rounds from now on: thread names)."""
     carriers = []
-    with group(size, settings) as nodes:
+    with group(settings=settings) as nodes:
         leader = nodes.leader()
         leader.propose(b"first", 5)
         wait_until(lambda: _all_is_told(leader), "nobody has anything to send")

@@ -547,7 +547,7 @@ def test_what_cannot_be_posted_is_to_be_called(peer, connection, sockets, why):
 @pytest.mark.parametrize("end", ["closed", "refused", "of another kind", "given up", "nobody watches any more"])
 def test_no_reply_to_what_is_posted_is_told_and_the_next_call_connects_again(peer, connection, sockets, end):
     def handle(sender, index, request):
-        if request is not BEAT and request != BEAT:
+        if request != BEAT:
             return GRANTED
         if end == "refused":
             raise Refusal("not now")
