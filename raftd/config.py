@@ -3,15 +3,15 @@
 import re
 from dataclasses import dataclass, fields
 
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0}
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 MAX_KEY_BYTES = 4096
 TRACE = 5  # a level of logging below DEBUG: every RPC
 
 
 def duration(text):
-    """Seconds for a duration such as ``50ms``, ``1s``, ``1.5s``, ``2m``; raises ValueError for anything else."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m)", text, re.ASCII)
+    """Seconds for a duration such as ``50ms``, ``1s``, ``1.5s``, ``2m``, ``1h``; raises ValueError for anything else."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h)", text, re.ASCII)
     if not match:
         raise ValueError(f"not a duration: {text!r}")
     return float(match[1]) * _UNITS[match[2]]

@@ -73,6 +73,22 @@ class PreconditionFailed(RaftdError):
         self.etag = etag
 
 
+class IdempotencyMismatch(RaftdError):
+    """The idempotency key is that of another request."""
+
+    code, status, retry = "idempotency_mismatch", 422, "no"
+
+
+class HistoryGone(RaftdError):
+    """The changes that were asked for are not kept any more; ``oldest`` is the index after which all are."""
+
+    code, status, retry = "history_gone", 410, "no"
+
+    def __init__(self, oldest):
+        super().__init__(f"the changes up to {oldest} are kept no longer; read the keys again, and watch from there on")
+        self.oldest = oldest
+
+
 class TooLarge(RaftdError):
     """The request is larger than a limit, which the text names."""
 

@@ -19,7 +19,7 @@ from raftd.config import MAX_KEY_BYTES
 from raftd.errors import CommitTimeout, NoQuorum, NotFound, RaftdError, Stopping
 from raftd.kv import Delete, Get, Set, encode
 from raftd.web.answers import NOT_CACHED, done_fields, error_fields, error_line, value_fields
-from raftd.web.db import outcome_of
+from raftd.web.writes import outcome_of
 
 log = logging.getLogger(__name__)
 

@@ -622,6 +622,24 @@ class Node:
         with self._lock:
             return self._lost_peers_locked()
 
+    @property
+    def state_machine(self):
+        """The one that was handed in, for who knows what it is."""
+        return self._state_machine
+
+    @property
+    def term(self):
+        return self._raft.term
+
+    def wait_to_lead(self):
+        """Wait until this node leads; returns the term in which it does, None when it stops instead."""
+        with self._lock:
+            while not self._stopping.is_set():
+                if self._raft.is_leader:
+                    return self._raft.term
+                self._changed.wait()
+            return None
+
     def _leader_locked(self):
         member = self._raft.configuration.members.get(self._raft.leader_id)
         return member and {"name": member.name, "address": member.address}

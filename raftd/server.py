@@ -12,6 +12,7 @@ from contextlib import suppress
 from raftd import __version__, listener, promised
 from raftd.config import is_name
 from raftd.errors import REPLACE_NODE, DamagedFiles, Refusal, StartupError, Stopping, StorageFailed
+from raftd.expiry import Expiry
 from raftd.joining import NO_MEMBER, Joiner, find_cluster, voters_at
 from raftd.kv import KeyValueStore
 from raftd.node import Node
@@ -179,6 +180,7 @@ class Server:
         serving = listener.Listener(listening, app, self._peers, self._node)
         self._transport.watch = serving.watch
         self._closers.append(serving.start().stop)
+        self._closers.append(Expiry(self._node).start().stop)
         self._become_member()
         log.info("Listening at: http://%s", self._address)
         self._run("state-check", self._verify_state, state)

@@ -172,6 +172,21 @@ def execute_rows(cursor, insert, rows, after=""):
             start += count
 
 
+def execute_in(cursor, statement, keys):
+    """*statement* followed by ``IN`` and *keys*, many at a time, for the same reason; returns the rows that come of it."""
+    found, start = [], 0
+    for count in _ROWS_AT_ONCE:
+        while len(keys) - start >= count:
+            found += cursor.execute(_statement_in(statement, count), keys[start:start + count])
+            start += count
+    return found
+
+
+@cache
+def _statement_in(statement, count):
+    return f"{statement} IN ({', '.join('?' * count)})"
+
+
 @cache
 def _statement(insert, width, count, after):
     row = f"({', '.join('?' * width)})"

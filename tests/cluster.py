@@ -299,7 +299,7 @@ class Server:
         assert not self.running, f"{self} runs"
         connection = sqlite3.connect(self.path / "state.db")
         try:
-            return {key: bytes(value) for key, value in connection.execute("SELECT key, value FROM kv")}
+            return {key: bytes(value) for key, value in connection.execute("SELECT key, value FROM items")}
         finally:
             connection.close()
 

@@ -3,8 +3,11 @@
 import pytest
 
 from raftd.errors import StartupError
-from raftd.kv import Conditions, Delete, Outcome, Set, UnknownCommand, decode, encode
-from raftd.kv.commands import foresee
+from raftd.kv import (
+    Conditions, Delete, DeletePrefix, Expire, Fence, Found, Get, If, Outcome, Request, Set, Touch, Transaction, UnknownCommand, decode,
+    encode,
+)
+from raftd.kv.encoding import decode_outcome, digest, encode_outcome, foresee
 
 ALL_BYTES = bytes(range(256))
 
@@ -29,6 +32,17 @@ ALL_BYTES = bytes(range(256))
         Set("k", b"v", Conditions(if_match=(), if_none_match="*")),
         Delete("k", Conditions(if_match=(3,))),
         Delete("k", Conditions(if_match="*", if_none_match=(3,))),
+        Set("k", ALL_BYTES, Conditions(if_match=(3,)), ttl=1),
+        Set("k", b"", ttl=2**40),
+        Touch("k", 1, Conditions(if_match="*")),
+        DeletePrefix(""),
+        DeletePrefix("a/b"),
+        Expire(),
+        Transaction((), (Set("Köln", ALL_BYTES), Set("k", b"", ttl=7), Delete("k"), Get("k")), (Get("other"),)),
+        Transaction((If("k", "index", 2**63 - 1), If("k", "exists", True), If("k", "exists", False), If("k", "value", b"")), ()),
+        Request(Set("k", b"v"), 1, "a key", Fence("a=b", 7)),
+        Request(Transaction((), (Get("k"),)), 0, "x" * 255),
+        Request(DeletePrefix("a"), 2**50),
     ],
     ids=lambda command: repr(command)[:60],
 )
@@ -45,7 +59,9 @@ def test_what_comes_of_a_plain_write_is_known_beforehand(command):
 @pytest.mark.parametrize("data", [
     encode(Delete("k")), encode(Set("k", b"v", Conditions(if_match="*"))), encode(Set("k", b"v", Conditions(if_none_match="*"))),
     encode(Set("k", b"v", Conditions(if_match=(7,)))), encode(Delete("k", Conditions(if_match=(3,)))),
-    b"", b"\x01\x01", b"\x02\x01\x00\x00\x01kv", b"\x01\x09\x00\x00\x01kv", b"\x01\x01\x00\x00\x05kv", b"\x01\x01\x00\x00\x01\xffv",
+    encode(Set("k", b"v", ttl=5)), encode(Request(Set("k", b"v"), key="k")), encode(Transaction((), (Set("k", b"v"),))),
+    b"", b"\x01\x01", b"\x01\x01\x00", b"\x01\x01\x00\x00", b"\x02\x01\x00\x00\x01kv", b"\x01\x63\x00\x00\x01kv",
+    b"\x01\x01\x00\x00\x05kv", b"\x01\x01\x00\x00\x01\xffv",
 ])
 def test_what_depends_on_the_state_or_is_no_command_is_not_foreseen(data):
     assert foresee(7, data) is None
@@ -79,7 +95,12 @@ def test_numbers_that_cannot_be_an_index_match_nothing_and_are_dropped():
         b"",
         b"\x01",
         b"\x02\x01\x00\x00\x01kv",  # a later format
-        b"\x01\x09\x00\x00\x01kv",  # an operation of a later raftd
+        b"\x01\x63\x00\x00\x01kv",  # an operation of a later raftd
+        b"\x01\x06\x00\x00\x00" + bytes(3) + b"\x01\x63" + bytes(20),  # a condition of a transaction of a later raftd
+        b"\x01\x06\x00\x00\x00" + bytes(7) + b"\x01\x63" + bytes(20),  # an operation in one
+        b"\x01\x07\x00\x00\x00more",
+        b"\x01\x01\x00",
+        b"\x01\x01\x00\x00",
         b"\x01\x00\x00\x00\x01kv",
         b"\x01\x01\x03\x00\x01kv",  # a condition of a later raftd
         b"\x01\x01\x10\x00\x01kv",
@@ -99,10 +120,37 @@ def test_unknown_bytes_stop_the_server(data):
 
 
 def test_a_shortened_command_is_refused_at_every_length():
-    data = encode(Delete("key", Conditions(if_match=(1, 2), if_none_match=(3,))))
-    for length in range(len(data)):
-        with pytest.raises(UnknownCommand):
-            decode(data[:length])
+    for command in (Delete("key", Conditions(if_match=(1, 2), if_none_match=(3,))), Touch("key", 5), Expire(),
+                    Transaction((If("a", "value", b"v"), If("b", "index", 5)), (Set("a", b"1", ttl=5), Delete("b"), Get("c")), (Get("c"),)),
+                    Request(Delete("key"), 5, "request", Fence("lock", 7))):
+        data = encode(command)
+        for length in range(len(data)):
+            with pytest.raises(UnknownCommand):
+                decode(data[:length])
+
+
+OUTCOMES = [
+    *(Outcome(kind, 7) for kind in ("written", "deleted", "touched", "missing", "refused", "fenced", "too-large")),
+    Outcome("refused", 0), Outcome("deleted-prefix", 7, 0), Outcome("deleted-prefix", 7, 10**6), Outcome("expired", 7, 3),
+    Outcome("transacted", 7, (True, ())), Outcome("transacted", 2**62, (False, (True, False, True))),
+    Outcome("transacted", 7, (True, (Found(ALL_BYTES, 5, 7, 3, 2), Found(None, 0, 7), Found(b"", 7, 7, 7, 1, 0.0)))),
+    Outcome("transacted", 7, (True, (Found(b"v", 7, 7, 7, 1, 1.234),))),
+]
+
+
+@pytest.mark.parametrize("outcome", OUTCOMES, ids=lambda outcome: repr(outcome)[:60])
+def test_every_outcome_survives_its_bytes_as_one_that_is_replayed(outcome):
+    assert decode_outcome(encode_outcome(outcome)) == outcome._replace(replayed=True)
+
+
+def test_a_request_is_told_from_others_by_all_but_its_time_and_key():
+    request = Request(Set("k", b"v", ttl=5), 1000, "key", Fence("lock", 7))
+    assert digest(request) == digest(request._replace(time=2000)) == digest(Request(Set("k", b"v", ttl=5), 0, "key", Fence("lock", 7)))
+    others = [request._replace(command=command) for command in (
+        Set("k", b"w", ttl=5), Set("k", b"v", ttl=6), Set("k", b"v"), Set("l", b"v", ttl=5), Delete("k"),
+        Set("k", b"v", Conditions(if_match="*"), ttl=5))]
+    others += [request._replace(fence=None), request._replace(fence=Fence("lock", 8)), request._replace(fence=Fence("loc", 7))]
+    assert len({digest(request), *map(digest, others)}) == len(others) + 1
 
 
 @pytest.mark.parametrize(

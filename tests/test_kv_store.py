@@ -27,11 +27,13 @@ from raftd.kv import (
     KeyValueStore,
     Outcome,
     Position,
+    Request,
     Set,
     UnknownCommand,
     database,
     encode,
 )
+from raftd.kv import execution
 from raftd.kv import store as store_module
 from raftd.kv.snapshot import copy
 
@@ -135,7 +137,7 @@ def wait_until(condition):
 def test_a_new_store_stands_before_the_first_entry(store, tmp_path):
     assert store.position == Position(0, 0, b"", 0)
     assert store.durable_index == 0
-    assert store.read(Get("k")) == Found(None, 0, 0)
+    assert store.read(Get("k"))[:3] == (None, 0, 0)
     assert set(files(tmp_path)) <= {"state.db", "state.db-wal", "state.db-shm"}
 
 
@@ -157,7 +159,7 @@ def test_outcomes_come_in_order_and_each_sees_the_ones_before(store):
         Outcome("missing", 5),
         Outcome("written", 6),
     ]
-    assert store.read(Get("a")) == Found(b"4", 6, 6)
+    assert store.read(Get("a"))[:3] == (b"4", 6, 6)
 
 
 # The key "there" was last written at 1; each command is entry 2.
@@ -216,7 +218,7 @@ def test_an_unknown_command_changes_nothing(store):
     with pytest.raises(UnknownCommand):
         store.apply([(2, encode(Set("a", b"2"))), (3, b"\x63\x63what")], 3, 1, b"")
     assert store.position == Position(1, 1, CONFIGURATION, 0)
-    assert store.read(Get("a")) == Found(b"1", 1, 1)
+    assert store.read(Get("a"))[:3] == (b"1", 1, 1)
 
 
 def test_entries_without_a_command_move_the_position(store):
@@ -236,23 +238,23 @@ def test_an_index_is_applied_once(store, batch, index):
 def test_a_batch_that_fails_in_the_middle_leaves_nothing_and_can_be_applied_again(store, monkeypatch):
     apply(store, Set("a", b"1"))
     batch = [(2, encode(Set("a", b"2"))), (3, encode(Set("b", b"2"))), (4, encode(Set("c", b"2")))]
-    original = database.row_checksum
+    original = execution.head_checksum
 
     def fail_at_c(key, *rest):
         if key == "c":
             raise OSError(errno.EIO, "Input/output error")
         return original(key, *rest)
 
-    monkeypatch.setattr(database, "row_checksum", fail_at_c)
+    monkeypatch.setattr(execution, "head_checksum", fail_at_c)
     with pytest.raises(StorageFailed, match="Input/output error") as caught:
         store.apply(batch, 4, 1, b"")
     assert caught.value.status == 500
     monkeypatch.undo()
     assert store.position.index == 1
-    assert store.read(Get("a")) == Found(b"1", 1, 1)
+    assert store.read(Get("a"))[:3] == (b"1", 1, 1)
     assert value(store, "b") is None
     assert [outcome.kind for outcome in store.apply(batch, 4, 1, b"")] == ["written"] * 3
-    assert store.read(Get("b")) == Found(b"2", 3, 4)
+    assert store.read(Get("b"))[:3] == (b"2", 3, 4)
 
 
 class Interrupted:
@@ -295,9 +297,9 @@ def test_a_batch_that_is_interrupted_anywhere_leaves_nothing_and_can_be_applied_
             except StorageFailed:
                 pass
         assert store.position == Position(2, 1, CONFIGURATION, 0)
-        assert [store.read(Get(key)) for key in "abc"] == [Found(b"1", 1, 2), Found(b"1", 2, 2), Found(None, 0, 2)], allowed
+        assert [store.read(Get(key)) for key in "abc"] == [Found(b"1", 1, 2, 1, 1), Found(b"1", 2, 2, 2, 1), Found(None, 0, 2)], allowed
     assert allowed > 6, "each statement was the last one once"
-    assert [store.read(Get(key)) for key in "abc"] == [Found(b"3", 6, 6), Found(None, 0, 6), Found(b"2", 5, 6)]
+    assert [store.read(Get(key)) for key in "abc"] == [Found(b"3", 6, 6, 1, 3), Found(None, 0, 6), Found(b"2", 5, 6, 5, 1)]
 
 
 # Opening again, crashes
@@ -335,7 +337,7 @@ def test_everything_is_there_after_reopening(opened, tmp_path):
     second = opened()
     assert second.position == Position(3, 4, CONFIGURATION, 0)
     assert second.durable_index == 3
-    assert second.read(Get("b")) == Found(b"2", 2, 3)
+    assert second.read(Get("b"))[:3] == (b"2", 2, 3)
     assert value(second, "a") is None
 
 
@@ -343,9 +345,9 @@ def test_the_file_opens_in_the_sqlite_shell(store, tmp_path):
     apply(store, Set("a", b"1"))
     store.close()
     with contextlib.closing(sqlite3.connect(tmp_path / "state.db")) as connection:
-        assert connection.execute("SELECT key, value, modified_index FROM kv").fetchall() == [("a", b"1", 1)]
+        assert connection.execute("SELECT key, value, modified_index FROM items").fetchall() == [("a", b"1", 1)]
         assert connection.execute("SELECT applied_index, applied_term FROM position").fetchall() == [(1, 1)]
-        assert connection.execute("PRAGMA user_version").fetchone() == (1,)
+        assert connection.execute("PRAGMA user_version").fetchone() == (2,)
         assert connection.execute("PRAGMA application_id").fetchone() == (0x7261666B,)
 
 
@@ -398,7 +400,7 @@ def check_write_loop(store):
     index = store.position.index
     assert store.position.configuration == b"%d" % index
     for at in range(max(1, index - 49), index + 1):
-        assert store.read(Get(f"k{at % 50}")) == Found(b"%d" % at, at, index)
+        assert store.read(Get(f"k{at % 50}"))[:3] == (b"%d" % at, at, index)
 
 
 def test_kill_9_in_a_write_loop(opened, tmp_path):
@@ -486,7 +488,7 @@ DAMAGES = {
     "header only": (lambda path: path.write_bytes(path.read_bytes()[:100]), "damaged"),
     "a byte short": (lambda path: os.truncate(path, path.stat().st_size - 1), "damaged"),
     "half": (lambda path: os.truncate(path, path.stat().st_size // 2), "damaged"),
-    "unknown format": (lambda path: edit(path.parent, "PRAGMA user_version = 2"), "format 2 is unknown.*upgrade"),
+    "unknown format": (lambda path: edit(path.parent, "PRAGMA user_version = 3"), "format 3 is unknown.*upgrade"),
     "format 0": (lambda path: edit(path.parent, "PRAGMA user_version = 0"), "format 0 is unknown"),
     "another table": (lambda path: edit(path.parent, "CREATE TABLE more (a)"), "its tables are not those"),
     "a table less": (lambda path: edit(path.parent, "DROP TABLE position"), "its tables are not those"),
@@ -552,27 +554,38 @@ def test_no_directory_is_an_error_of_one_line(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "damage",
+    "damage, may_be_written",
     [
-        lambda path: swap_bytes(path, b"value 7 value 7 ", b"value 7 value 5 "),
-        lambda path: edit(path.parent, "UPDATE kv SET modified_index = modified_index + 1 WHERE key = 'key7'"),
-        lambda path: edit(path.parent, "UPDATE kv SET value = (SELECT value FROM kv WHERE key = 'key8') WHERE key = 'key7'"),
-        lambda path: edit(path.parent, "UPDATE kv SET value = 'text' WHERE key = 'key7'"),
+        (lambda path: edit(path.parent, "UPDATE changes SET value = CAST('value 5 ' AS BLOB) WHERE key = 'key7'"), True),
+        (lambda path: edit(path.parent, "UPDATE kv SET change_id = change_id + 1000000 WHERE key = 'key7'"), False),
+        (lambda path: edit(path.parent, "UPDATE kv SET change_id = (SELECT change_id FROM kv WHERE key = 'key8') WHERE key = 'key7'"),
+         False),
+        (lambda path: edit(path.parent, "UPDATE kv SET version = 2 WHERE key = 'key7'"), False),
+        (lambda path: edit(path.parent, "UPDATE kv SET expires_at = 5 WHERE key = 'key7'"), False),
+        (lambda path: edit(path.parent, "UPDATE kv SET created_index = 'text' WHERE key = 'key7'"), False),
+        (lambda path: edit(path.parent, "UPDATE changes SET value = 'text' WHERE key = 'key7'"), True),
+        (lambda path: edit(path.parent, "UPDATE changes SET kind = 2 WHERE key = 'key7'"), True),
+        (lambda path: edit(path.parent, "DELETE FROM changes WHERE key = 'key7'"), True),
     ],
-    ids=["value", "index", "value of another key", "type"],
+    ids=["value", "version of the value", "change of another key", "number of versions", "deadline", "type", "type of the value",
+         "kind", "no value"],
 )
-def test_a_row_that_changed_is_never_served(opened, tmp_path, damage):
+def test_a_row_that_changed_is_never_served(opened, tmp_path, damage, may_be_written):
+    """Nor does a write decide by it: this server would differ from the others. Where it does not look, it makes the key whole again."""
     damage(closed_store_with_data(tmp_path))
     store = opened()
     with pytest.raises(StorageFailed, match="damaged: the row of key 'key7'"):
         store.read(Get("key7"))
-    with pytest.raises(StorageFailed, match="damaged: the row of key 'key7'"):
-        apply(store, Set("other", b"1"), Set("key7", b"1", Conditions(if_match="*")))
+    if may_be_written:
+        apply(store, Set("key7", b"whole again"))
+        assert value(store, "key7") == b"whole again"
+        return
+    for write in (Set("key7", b"1", Conditions(if_match="*")), Set("key7", b"1"), Delete("key7")):
+        with pytest.raises(StorageFailed, match="damaged: the row of key 'key7'"):
+            apply(store, Set("other", b"1"), write)
     assert store.position.index == 200
     assert value(store, "other") is None
     assert value(store, "key8") == b"value 8 " * 20
-    apply(store, Set("key7", b"whole again"))
-    assert value(store, "key7") == b"whole again"
 
 
 def test_no_flipped_byte_anywhere_gives_a_wrong_answer(tmp_path):
@@ -607,22 +620,28 @@ def test_no_flipped_byte_anywhere_gives_a_wrong_answer(tmp_path):
 
 
 @pytest.mark.timeout(60)  # without the order of the keys the look at all of them went on for ever
-def test_a_page_in_the_place_of_another_is_damage(tmp_path):
+@pytest.mark.parametrize("all_tables", [True, False], ids=["no table is empty", "empty tables"])
+def test_a_page_in_the_place_of_another_is_damage(tmp_path, all_tables):
     """A disk that writes to the wrong place leaves rows that are all intact, twice, and others nowhere."""
-    path = closed_store_with_data(tmp_path)
+    with contextlib.closing(KeyValueStore(tmp_path)) as store:
+        apply(store, *(Set(f"key{i}", b"value %d" % i, ttl=i % 2 * all_tables) for i in range(600)))
+        apply(store, Set("one", b"more"), *(Request(Set(f"key{i}", b"again"), key=f"request {i}") for i in range(0, 600 * all_tables, 3)))
+    path = tmp_path / "state.db"
     whole = path.read_bytes()
     pages = [whole[start:start + 4096] for start in range(0, len(whole), 4096)]
-    leaves = [number for number, page in enumerate(pages) if page[0] == 0x0A]
-    assert len(leaves) > 3
+    leaves = [number for number, page in enumerate(pages) if page[0] in (0x0A, 0x0D)]
+    assert len(leaves) > 15
     for place in leaves:
-        other = leaves[(leaves.index(place) + 2) % len(leaves)]
-        path.write_bytes(b"".join([*pages[:place], pages[other], *pages[place + 1:]]))
-        with pytest.raises(DamagedFiles, match="comes after"):
-            store = KeyValueStore(tmp_path)
-            try:
-                store.verify()
-            finally:
-                store.close()
+        for other in random.Random(place).sample(sorted({*leaves} - {place}), 8):
+            if pages[place] == pages[other]:
+                continue  # both are of empty tables
+            path.write_bytes(b"".join([*pages[:place], pages[other], *pages[place + 1:]]))
+            with pytest.raises(DamagedFiles):
+                store = KeyValueStore(tmp_path)
+                try:
+                    store.verify()
+                finally:
+                    store.close()
 
 
 def test_a_bit_that_makes_another_type_of_a_key_is_damage_too(tmp_path):
@@ -765,8 +784,7 @@ def test_idle_connections_are_bounded(store):
     barrier = threading.Barrier(40)
 
     def hold():
-        with store._readers.connection():
-            barrier.wait(DEADLINE_SECONDS)
+        store._readers.read(lambda connection: barrier.wait(DEADLINE_SECONDS))
 
     threads = [threading.Thread(target=hold) for _ in range(40)]
     for thread in threads:
@@ -777,12 +795,15 @@ def test_idle_connections_are_bounded(store):
 
 
 def test_a_connection_that_failed_is_not_used_again(store, tmp_path):
-    with pytest.raises(StorageFailed), store._readers.connection() as connection:
+    def fail(connection):
         connection.execute("BEGIN")  # would show the state of now for ever
         connection.execute("SELECT * FROM kv").fetchall()
         raise OSError(errno.EIO, "Input/output error")
+
+    with pytest.raises(StorageFailed):
+        store._readers.read(fail)
     apply(store, Set("a", b"1"))
-    assert store.read(Get("a")) == Found(b"1", 1, 1)
+    assert store.read(Get("a"))[:3] == (b"1", 1, 1)
 
 
 # Snapshots
@@ -893,7 +914,7 @@ def check_is(store, position, state):
     assert store.position == position
     for key in {key for key, *_ in LEADER_STATE + FOLLOWER_STATE}:
         expected = next(((content, at) for name, content, at in state if name == key), (None, 0))
-        assert store.read(Get(key)) == Found(*expected, position.index)
+        assert store.read(Get(key))[:3] == (*expected, position.index)
     assert store._writer.execute("PRAGMA quick_check").fetchall() == [("ok",)]
 
 
@@ -1021,10 +1042,12 @@ BAD_COPIES = {
     "garbage": rebuilt(lambda path: path.write_bytes(random.Random(1).randbytes(20_000))),
     "half a database": rebuilt(lambda path: os.truncate(path, path.stat().st_size // 2)),
     "another program's": edit_snapshot("PRAGMA application_id = 7"),
-    "unknown format": edit_snapshot("PRAGMA user_version = 2"),
+    "unknown format": edit_snapshot("PRAGMA user_version = 3"),
     "another table": edit_snapshot("CREATE TABLE more (a)"),
     "position changed": edit_snapshot("UPDATE position SET applied_index = 30, applied_term = 5, installed_index = 3"),
-    "a value changed": edit_snapshot("UPDATE kv SET value = x'00' WHERE key = (SELECT min(key) FROM kv)"),
+    "a value changed": edit_snapshot("UPDATE changes SET value = x'00' WHERE id = (SELECT min(id) FROM changes)"),
+    "totals changed": edit_snapshot("UPDATE totals SET requests = 7"),
+    "a key without its value": edit_snapshot("DELETE FROM changes WHERE id = (SELECT min(id) FROM changes)"),
     "broken page of keys": rebuilt(lambda path: swap_bytes(path, path.read_bytes()[4096:4196], b"\xff" * 100)),
 }
 
@@ -1268,7 +1291,7 @@ def test_after_a_failed_sync_the_file_is_written_anew_before_anything_counts(sto
     monkeypatch.undo()
     assert store.checkpoint() == 2
     assert (tmp_path / "state.db").stat().st_ino != file_before
-    assert store.read(Get("a")) == Found(b"2", 2, 2)
+    assert store.read(Get("a"))[:3] == (b"2", 2, 2)
     apply(store, Set("a", b"3"))
     assert store.checkpoint() == 3
     assert store.position == Position(3, 1, CONFIGURATION, 0)
@@ -1306,7 +1329,7 @@ def fill_up(store):
 
 def check_filled(store, count):
     for index in range(1, count + 1):
-        assert store.read(Get(f"k{index}")) == Found(b"x" * 5000, index, store.position.index)
+        assert store.read(Get(f"k{index}"))[:3] == (b"x" * 5000, index, store.position.index)
     assert store.read(Get(f"k{count + 1}")).value is None
     assert store.position.configuration == b"%d" % count
 

@@ -348,7 +348,7 @@ def test_a_write_has_no_level(node, port, method):
 
 
 UNUSUAL = ['If-Match: "41"', "If-None-Match: *", "Idempotency-Key: k", "Accept: application/json",
-           "Accept: text/plain;q=0.5, application/problem+json", "X-Raft-Fence: 7"]
+           "Accept: text/plain;q=0.5, application/problem+json", "X-Raft-Fence: a=7"]
 
 
 @pytest.mark.parametrize("field", UNUSUAL)
@@ -360,8 +360,6 @@ def test_a_request_with_an_unusual_header_goes_to_flask(node, port, field):
         assert "submit" not in node.how()
     if field.startswith("If-"):
         assert (status_of(mine), header(mine, "ETag")) == (412, '"41"')
-    if field.startswith("Idempotency"):
-        assert (status_of(mine), header(mine, "X-Raft-Error"), node.calls) == (400, "bad_request", [])
 
 
 def test_other_methods_go_to_flask(node, port):

@@ -13,7 +13,7 @@ from raftd.raft.core import Raft
 from raftd.raft.log import Log
 from raftd.raft.messages import RequestVoteReply
 from simulation import EXERCISED, Cluster, Faults, run, run_until
-from simulation.judge import Model
+from simulation.model import Model
 
 HERE = Path(__file__).resolve().parent
 SIMULATE = HERE.parent / "bin/simulate"
@@ -95,9 +95,9 @@ def test_a_read_that_asks_nobody_is_found(monkeypatch):
 
 
 def test_a_condition_that_is_not_looked_at_is_found(monkeypatch):
-    write = execution._perform
-    monkeypatch.setattr(execution, "_perform", lambda cursor, path, index, command: write(
-        cursor, path, index, command._replace(conditions=execution.UNCONDITIONAL)))
+    write = execution.Batch._do_one
+    monkeypatch.setattr(execution.Batch, "_do_one", lambda batch, index, command: write(
+        batch, index, command._replace(conditions=execution.UNCONDITIONAL)))
     assert re.search("answered|has another state|read b'", found_in(range(20)))
 
 

@@ -13,7 +13,10 @@ import pytest
 from cluster import Cluster
 from raftd import sqlitefile, wire
 from raftd.errors import StartupError
-from raftd.kv import Conditions, Delete, Found, Get, KeyValueStore, Position, Set, decode, encode
+from raftd.kv import (
+    Changes, Conditions, Delete, DeletePrefix, Expire, Fence, Get, If, KeyValueStore, Outcome, Position, Request, Set, Touch, Transaction,
+    decode, encode,
+)
 from raftd.raft.configuration import Configuration, Member
 from raftd.raft.core import Base, Unsaved
 from raftd.raft.messages import (
@@ -22,6 +25,7 @@ from raftd.raft.messages import (
 )
 from raftd.storage import Identity, Storage
 
+FORMAT = {"raft": 1, "state": 2}
 FORMATS = Path(__file__).resolve().parent / "formats"
 ONE = Configuration({"n1": Member("n1", "127.0.0.1:4001", True, "0123abcd")})
 TWO = Configuration({**ONE.members, "n2": Member("n2", "[::1]:4002", False, "4567")})
@@ -30,6 +34,15 @@ COMMANDS = {
     Set("color", b"red"): "0101000005636f6c6f72726564",
     Delete("a/b", Conditions("*", None)): "0102010003612f62",
     Set("žluť", bytes(range(8)), Conditions((2, 4), "*")): "0101060006c5be6c75c5a500000002000000000000000200000000000000040001020304050607",
+    Touch("k", 1500): "01040000016b00000000000005dc",
+    Set("k", b"v", ttl=1500): "01030000016b00000000000005dc76",
+    DeletePrefix("a/"): "0105000002612f",
+    Expire(): "0107000000",
+    Transaction((If("a", "index", 0), If("b", "exists", False), If("c", "value", b"v")), (Set("a", b"1", ttl=5), Delete("b")), (Get("c"),)):
+        "010600000000000003010000000161000000000000000002000000016200000000000000000300000001630000000176000000020400000001610000000000"
+        "000005000000013105000000016200000001060000000163",
+    Request(Delete("k"), 5000, "key", Fence("lock", 7)):
+        "01080000000000000000001388000000036b6579000000046c6f636b000000000000000701020000016b",
 }
 FRAMES = {
     RequestVote(3, "n1", 9, 2, True, False):
@@ -53,31 +66,49 @@ FRAMES = {
 
 @pytest.fixture
 def written(tmp_path):
-    """A data path that a raftd of format 1 has left."""
-    for name in ("raft", "state"):
-        with closing(sqlite3.connect(tmp_path / f"{name}.db")) as connection:
-            connection.executescript((FORMATS / f"{name}-1.sql").read_text())
+    """A data path that a raftd has left."""
+    for name, number in FORMAT.items():
+        write(tmp_path, name, number)
     return tmp_path
+
+
+def write(directory, name, number):
+    with closing(sqlite3.connect(directory / f"{name}.db")) as connection:
+        connection.executescript((FORMATS / f"{name}-{number}.sql").read_text())
 
 
 def test_a_log_of_format_1_is_read(written):
     with closing(Storage.open(written)) as storage:
         assert storage.identity == Identity("n1", "0123abcd", "c0ffee")
-        set_, delete, conditional = COMMANDS
+        set_, delete, conditional = list(COMMANDS)[:3]
         assert storage.load() == (HardState(3, "n2"), Base(1, 1, ONE), [
             Entry(2, 1, COMMAND, encode(set_)), Entry(3, 2, CONFIGURATION, TWO.encode()), Entry(4, 2, COMMAND, encode(delete)),
             Entry(5, 3, COMMAND, encode(conditional))])
 
 
-def test_a_state_of_format_1_is_read(written):
+def test_a_state_of_format_2_is_read(written):
     with closing(KeyValueStore(written)) as state:
-        assert state.position == Position(3, 2, TWO.encode(), 0)
-        assert state.read(Get("color")) == Found(b"red", 2, 3)
+        assert state.position == Position(8, 2, TWO.encode(), 0)
+        assert state.read(Get("color"))[:5] == (b"blue", 6, 8, 2, 2)
+        assert state.read(Get("lock")).expires_in <= 60
+        assert state.time == 5000
+        assert [tuple(change) for change in state.read(Changes(0)).changes] == [
+            (2000000, 1, 0, "color", b"red"), (4000000, 1, 0, "a/b", b""), (5000000, 2, 4, "a/b", b""), (5999999, 1, 2, "color", b"blue"),
+            (6000000, 1, 0, "lock", b"me")]
         state.verify()
+        again = state.apply([(9, encode(Request(Delete("a/b"), key="request")))], 9, 2, TWO.encode())
+        assert again == [Outcome("deleted", 5, None, True)]
+
+
+def test_a_state_of_format_1_is_refused_by_name(tmp_path):
+    """It does not say how often a key was written, and servers that made that up would differ."""
+    write(tmp_path, "state", 1)
+    with pytest.raises(StartupError, match="format 1 is unknown to this raftd, which knows 2; use the raftd that wrote it$"):
+        KeyValueStore(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["raft", "state"])
-def test_new_files_are_of_format_1(tmp_path, written, name):
+def test_new_files_are_of_the_known_format(tmp_path, written, name):
     """To the letter, or the number in them must be another."""
     made = tmp_path / "made"
     made.mkdir()
@@ -119,14 +150,14 @@ def test_an_entry_of_an_unknown_kind_in_the_log_is_refused_by_name(written):
         storage.load()
 
 
-@pytest.mark.parametrize(("number", "todo"), [(2, "upgrade"), (0, "use the raftd that wrote it")])
+@pytest.mark.parametrize(("number", "todo"), [(3, "upgrade"), (0, "use the raftd that wrote it")])
 @pytest.mark.parametrize("name", ["raft", "state"])
 def test_an_unknown_format_of_a_file_is_refused_by_name_and_left_alone(written, name, number, todo):
     with closing(sqlite3.connect(written / f"{name}.db")) as connection:
         connection.execute(f"PRAGMA user_version = {number}")
     before = (written / f"{name}.db").read_bytes()
-    with pytest.raises(StartupError, match=f"format {number} is unknown to this raftd, which knows 1; {todo}$"):
-        sqlitefile.check_header(written / f"{name}.db", *((0x72616674, 1) if name == "raft" else (0x7261666B, 1)))
+    with pytest.raises(StartupError, match=f"format {number} is unknown to this raftd, which knows {FORMAT[name]}; {todo}$"):
+        sqlitefile.check_header(written / f"{name}.db", 0x72616674 if name == "raft" else 0x7261666B, FORMAT[name])
     with pytest.raises(StartupError, match=f"format {number}.*{todo}"):
         Storage.open(written) if name == "raft" else KeyValueStore(written)
     assert (written / f"{name}.db").read_bytes() == before
@@ -134,7 +165,7 @@ def test_an_unknown_format_of_a_file_is_refused_by_name_and_left_alone(written, 
 
 @pytest.mark.cluster
 @pytest.mark.parametrize(("entry", "names"), [
-    ((COMMAND, b"\2\1\0\0\1aevil"), "operation 1 of format 2"), ((COMMAND, b"\1\x09\0\0\1a"), "operation 9"), ((9, b""), "of kind 9"),
+    ((COMMAND, b"\2\1\0\0\1aevil"), "operation 1 of format 2"), ((COMMAND, b"\1\x63\0\0\1a"), "operation 99"), ((9, b""), "of kind 9"),
 ])
 def test_a_server_ends_at_what_it_does_not_know_before_it_is_applied(tmp_path, entry, names):
     """One line that says what, exit status 1, again at each start; and the state stands where it stood."""

@@ -5,6 +5,7 @@ import json
 import logging
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -12,7 +13,7 @@ from flask import Flask
 
 from raftd import errors, web
 from raftd.config import MAX_KEY_BYTES, Settings
-from raftd.kv import Conditions, Delete, Found, Get, Outcome, Set, decode
+from raftd.kv import Conditions, Delete, Found, Get, List, Listed, Outcome, Set, decode
 
 LIMIT = 1000
 RAFT_HEADERS = {"X-Raft-Index": "1042", "X-Raft-Term": "7", "X-Raft-Node": "n1", "X-Raft-Leader": "http://localhost:4002"}
@@ -28,11 +29,14 @@ class StubNode:
 
     name, address = "n1", "localhost:4001"
     settings = Settings(max_value_bytes=LIMIT)
+    term = 7
 
     def __init__(self):
+        self.state_machine = SimpleNamespace(clock=SimpleNamespace(lead=lambda term: 1000 + term))
         self.calls = []
         self.error = None
         self.found = Found(b"bar", 41, 1040)
+        self.listed = Listed([], None, 1040)
         self.outcome = Outcome("written", 1041)
         self.leader_now = {"name": "n2", "address": "localhost:4002"}
         self.reason = None
@@ -49,7 +53,7 @@ class StubNode:
 
     def read(self, query, level="linearizable", min_index=0, timeout=5.0):
         self._called("read", query, level, min_index, timeout)
-        return self.found
+        return self.listed if isinstance(query, List) else self.found
 
     def join(self, name, address, voter, timeout):
         self._called("join", name, address, voter, timeout)
@@ -245,8 +249,9 @@ def test_a_key_is_taken_exactly(app, node, method, key):
 @pytest.mark.parametrize("key", [b"", b"\xff", b"a/\xc3", b"\xc0\xaf", b"\xed\xa0\x80", b"\xf5\x80\x80\x80", b"\xbe"])
 def test_a_key_that_is_empty_or_not_utf8_is_refused(app, node, method, key):
     answer = raw(app, method, "/db/" + key.decode("latin-1"))
-    assert (answer.status, answer.headers["X-Raft-Error"]) == (400, "bad_request")
-    assert node.calls == []
+    if key or method not in ("GET", "HEAD"):  # that is a list
+        assert (answer.status, answer.headers["X-Raft-Error"]) == (400, "bad_request")
+        assert node.calls == []
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
@@ -392,11 +397,6 @@ def test_a_condition_that_does_not_hold_answers_412_with_the_current_etag(client
     answer = client.open("/db/foo", method=method, headers={"If-Match": '"40"'})
     assert_error(answer, "precondition_failed", 412, "no")
     assert (answer.headers.get("ETag"), answer.headers["X-Raft-Index"]) == (etag, "1041")
-
-
-@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
-def test_idempotency_key_is_refused_rather_than_forgotten(client, node, method):
-    assert_refused(client.open("/db/foo", method=method, headers={"Idempotency-Key": "k"}), node, says="Idempotency-Key")
 
 
 # Not the leader.

@@ -1,22 +1,11 @@
-"""The commands of the key/value state machine, their bytes in the log, and what comes of them.
+"""The commands and queries of the key/value state machine, and what comes of them.
 
-Must not know: SQLite, Raft, HTTP. The bytes are for good: every raftd must read what an older one has written to the log.
-
-A command is: format version (1 byte), operation (1), conditions (1: two bits each), length of the key (2), the key in UTF-8, the
-indexes of the conditions that list some, and, of a Set, the value up to the end.
+Must not know: bytes in the log (``encoding``), SQLite, Raft, HTTP.
 """
 
-import struct
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from raftd.errors import StartupError
-
-_VERSION = 1
-_SET, _DELETE = 1, 2
-_NONE, _ANY, _LISTED = 0, 1, 2  # what a condition asks for: nothing; that there be any version; one of the listed ones
-_PREFIX = struct.Struct(">BBBH")
-_COUNT = struct.Struct(">I")
-_LARGEST_INDEX = 2**63 - 1  # of SQLite
 
 
 class UnknownCommand(StartupError):
@@ -47,12 +36,16 @@ def _matches(versions, modified_index):
 UNCONDITIONAL = Conditions()
 
 
+# Commands
+
+
 class Set(NamedTuple):
-    """Give *key* this value."""
+    """Give *key* this value; it expires after *ttl* milliseconds, 0: never, whatever was said of it before."""
 
     key: str
     value: bytes
     conditions: Conditions = UNCONDITIONAL
+    ttl: int = 0
 
 
 class Delete(NamedTuple):
@@ -62,21 +55,87 @@ class Delete(NamedTuple):
     conditions: Conditions = UNCONDITIONAL
 
 
-class Get(NamedTuple):
-    """The query for the value of *key*; never in the log."""
+class Touch(NamedTuple):
+    """Let *key*, as it is, expire after *ttl* milliseconds from now. Not a change: nobody who watches hears of it."""
 
     key: str
+    ttl: int
+    conditions: Conditions = UNCONDITIONAL
+
+
+class DeletePrefix(NamedTuple):
+    """Remove every key that begins with *prefix*."""
+
+    prefix: str
+
+
+class If(NamedTuple):
+    """A condition of a transaction on *key*: that its ``index`` (0: no such key), that it ``exists``, or its ``value`` is *wanted*."""
+
+    key: str
+    what: Literal["index", "exists", "value"]
+    wanted: int | bool | bytes
+
+
+class Transaction(NamedTuple):
+    """If all of *conditions* hold do all of *then*, else all of *otherwise*: each a Set or Delete without conditions, or a Get."""
+
+    conditions: tuple[If, ...]
+    then: tuple
+    otherwise: tuple = ()
+
+
+class Expire(NamedTuple):
+    """Remove what has expired at the time of this entry, at most so many keys; see ``execution``."""
+
+
+class Fence(NamedTuple):
+    """A write happens only while *key* exists and was created by the entry *token*."""
+
+    key: str
+    token: int
+
+
+class Request(NamedTuple):
+    """A command, and what came with it.
+
+    time    what the clock of the leader said, in milliseconds; 0 if the command does not need it. See ``raftd.kv.clock``
+    key     the idempotency key: of all requests with one key the first happens, the others get its outcome. "" if it has none
+    fence   None if it has none
+    """
+
+    command: Any
+    time: int = 0
+    key: str = ""
+    fence: Fence | None = None
+
+
+# What comes of them
 
 
 class Outcome(NamedTuple):
     """What came of a command.
 
-    kind   ``written``, ``deleted``, ``missing`` (nothing to delete), or ``refused`` (a condition does not hold)
-    index  of the command's entry; but of a refused command the index that last wrote the key, 0 if there is no such key
+    kind    ``written``, ``deleted``, ``touched``, ``missing`` (nothing to delete or to touch), ``refused`` (a condition does not
+            hold), ``transacted``, ``deleted-prefix``, ``expired``, ``too-large`` (what a transaction would answer), ``fenced``
+            (the fence does not hold), ``reused`` (the idempotency key is that of another request)
+    index   of the command's entry. But of ``touched`` and ``refused`` the index that last wrote the key, of ``fenced`` that which
+            created the key of the fence, 0 if there is no such key
+    detail  of ``transacted``: (whether the conditions held, a result for each operation: of a Set True, of a Delete whether there
+            was such a key, of a Get a Found); of ``deleted-prefix`` and ``expired``: the number of keys
+    replayed  this is the outcome of an earlier request with the same idempotency key
     """
 
-    kind: Literal["written", "deleted", "missing", "refused"]
+    kind: str
     index: int
+    detail: Any = None
+    replayed: bool = False
+
+
+class Get(NamedTuple):
+    """The query for the value of *key*. In the log only as a part of a transaction."""
+
+    key: str
 
 
 class Found(NamedTuple):
@@ -85,83 +144,61 @@ class Found(NamedTuple):
     value           None if there is no such key
     modified_index  the index that last wrote the key, 0 if there is no such key
     applied_index   the index of the state this answer reflects
+    created_index   the index that wrote it first, since when it has been there
+    version         how often it was written since then
+    expires_in      seconds, None if it does not expire; in the outcome of a transaction as of its entry
     """
 
     value: bytes | None
     modified_index: int
     applied_index: int
+    created_index: int = 0
+    version: int = 0
+    expires_in: float | None = None
 
 
-def encode(command):
-    """The bytes of *command* for the log."""
-    operation, value = (_SET, command.value) if isinstance(command, Set) else (_DELETE, b"")
-    kinds, listed = 0, b""
-    if command.conditions is not UNCONDITIONAL:
-        kinds = _kind(command.conditions.if_match) | _kind(command.conditions.if_none_match) << 2
-        listed = _encode_listed(command.conditions.if_match) + _encode_listed(command.conditions.if_none_match)
-    key = command.key.encode()
-    return b"".join((_PREFIX.pack(_VERSION, operation, kinds, len(key)), key, listed, value))
+class List(NamedTuple):
+    """The query for the keys that begin with *prefix*, come after *after*, and their values unless *keys_only*; at most *limit*."""
+
+    prefix: str
+    after: str = ""
+    limit: int = 100
+    keys_only: bool = False
 
 
-def decode(data):
-    """The command in *data*; raises UnknownCommand if this raftd has no such command."""
-    try:
-        version, operation, kinds, key_length = _PREFIX.unpack_from(data)
-        if version != _VERSION or operation not in (_SET, _DELETE):
-            raise _unknown(f"operation {operation} of format {version}")
-        end = _PREFIX.size + key_length
-        key = str(data[_PREFIX.size : end], "utf-8")
-        conditions = UNCONDITIONAL
-        if kinds:
-            if_match, end = _decode_listed(kinds & 3, data, end)
-            if_none_match, end = _decode_listed(kinds >> 2, data, end)
-            conditions = Conditions(if_match, if_none_match)
-    except (struct.error, UnicodeDecodeError) as error:
-        raise _unknown(f"{len(data)} bytes with a wrong length or key") from error
-    if end > len(data) or (operation == _DELETE and end != len(data)):
-        raise _unknown(f"{len(data)} bytes where {end} were expected")
-    return Set(key, bytes(data[end:]), conditions) if operation == _SET else Delete(key, conditions)
+class Item(NamedTuple):
+    """A key in the answer to List; the value is None if it was not asked for. As to the rest see Found."""
+
+    key: str
+    value: bytes | None
+    modified_index: int
+    created_index: int
+    version: int
+    expires_in: float | None
+
+
+class Listed(NamedTuple):
+    """The answer to List: *items* in the order of their keys, in bytes of UTF-8; *next* is the ``after`` of the next page, or None."""
+
+    items: list[Item]
+    next: str | None
+    applied_index: int
+
+
+class Changes(NamedTuple):
+    """The query for what has happened after the change *after* (``database.change_id``), at most *limit* changes."""
+
+    after: int
+    limit: int = 1000
+
+
+class History(NamedTuple):
+    """The answer to Changes: ``database.Change`` in their order, of which none is missing."""
+
+    changes: list
+    applied_index: int
 
 
 def is_plain_set(command):
-    """True if *command* writes whatever stands there."""
-    return type(command) is Set and command.conditions is UNCONDITIONAL
-
-
-def foresee(index, data):
-    """The Outcome that the command in *data* will have as the entry at *index*, whatever the state is; None if it depends on that."""
-    try:
-        return Outcome("written", index) if is_plain_set(decode(data)) else None
-    except UnknownCommand:
-        return None
-
-
-def _unknown(what):
-    return UnknownCommand(f"this raftd does not know a command in the log ({what}); upgrade it")
-
-
-def _kind(versions):
-    if versions is None:
-        return _NONE
-    return _ANY if versions == "*" else _LISTED
-
-
-def _encode_listed(versions):
-    if _kind(versions) != _LISTED:
-        return b""
-    # A client may ask for any number; one that cannot be an index matches nothing, and so need not be kept.
-    indexes = [index for index in versions if 0 < index <= _LARGEST_INDEX]
-    return _COUNT.pack(len(indexes)) + struct.pack(f">{len(indexes)}Q", *indexes)
-
-
-def _decode_listed(kind, data, start):
-    """A condition of *kind* and where it ends in *data*."""
-    if kind == _NONE:
-        return None, start
-    if kind == _ANY:
-        return "*", start
-    if kind != _LISTED:
-        raise _unknown(f"conditions of kind {kind}")
-    (count,) = _COUNT.unpack_from(data, start)
-    start += _COUNT.size
-    return struct.unpack_from(f">{count}Q", data, start), start + 8 * count
+    """True if *command* writes whatever stands there, for good."""
+    return type(command) is Set and command.conditions is UNCONDITIONAL and not command.ttl

@@ -2,38 +2,62 @@
 
 Must not know: what a command means, threads, how copies travel. A row carries a checksum, because SQLite itself does not notice
 when a bit of it flips.
+
+A value is kept once, in the change that wrote it. A key points to its latest change; who watches reads the changes in their order.
 """
 
 import math
 import os
 import sqlite3
 import struct
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from zlib import crc32
 
 from raftd import sqlitefile
 from raftd.errors import DamagedFiles, StorageFailed
 
 APPLICATION_ID = 0x7261666B  # "rafk"
-FORMAT = 1  # user_version
+FORMAT = 2  # user_version
+PUT, DELETED, EXPIRED = 1, 2, 3  # kinds of changes
+MOST_CHANGES_OF_AN_ENTRY = 1_000_000  # that have an id
 
 _SCHEMA = {
-    "kv": "CREATE TABLE kv (key TEXT PRIMARY KEY, value BLOB NOT NULL, modified_index INTEGER NOT NULL,"
-    " checksum INTEGER NOT NULL) WITHOUT ROWID",
+    "kv": "CREATE TABLE kv (key TEXT PRIMARY KEY, change_id INTEGER NOT NULL, created_index INTEGER NOT NULL,"
+    " version INTEGER NOT NULL, expires_at INTEGER NOT NULL, checksum INTEGER NOT NULL) WITHOUT ROWID",
+    "expiring": "CREATE INDEX expiring ON kv (expires_at) WHERE expires_at > 0",
+    "changes": "CREATE TABLE changes (id INTEGER PRIMARY KEY, kind INTEGER NOT NULL, previous_index INTEGER NOT NULL,"
+    " checksum INTEGER NOT NULL, key TEXT NOT NULL, value BLOB NOT NULL)",
+    "requests": "CREATE TABLE requests (id INTEGER PRIMARY KEY, key TEXT NOT NULL, bytes_up_to_it INTEGER NOT NULL,"
+    " digest BLOB NOT NULL, outcome BLOB NOT NULL, checksum INTEGER NOT NULL)",
+    "request_keys": "CREATE UNIQUE INDEX request_keys ON requests (key)",
     "position": "CREATE TABLE position (id INTEGER PRIMARY KEY CHECK (id = 1), applied_index INTEGER NOT NULL,"
     " applied_term INTEGER NOT NULL, configuration BLOB NOT NULL, installed_index INTEGER NOT NULL, checksum INTEGER NOT NULL)",
+    "totals": "CREATE TABLE totals (id INTEGER PRIMARY KEY CHECK (id = 1), time INTEGER NOT NULL, keys INTEGER NOT NULL,"
+    " requests INTEGER NOT NULL, kept_requests INTEGER NOT NULL, request_bytes INTEGER NOT NULL,"
+    " history_start INTEGER NOT NULL, history_changes INTEGER NOT NULL, history_bytes INTEGER NOT NULL, checksum INTEGER NOT NULL)",
+    # For people who open the file in a shell.
+    "items": "CREATE VIEW items AS SELECT kv.key, value, (change_id + 999999) / 1000000 AS modified_index, created_index, version,"
+    " expires_at FROM kv JOIN changes ON changes.id = change_id",
 }
-_ROWS_ABOVE = "SELECT key, value, modified_index, checksum FROM kv WHERE key > ? ORDER BY key"
-_ROWS_BELOW = "SELECT key, value, modified_index, checksum FROM kv WHERE key < ? ORDER BY key DESC"
+# The columns of a row in the order of what checks it.
+HEAD = "change_id, created_index, version, expires_at, kv.checksum"
+CHANGE = "changes.id, kind, previous_index, changes.checksum, changes.key, value"
+REQUEST = "id, bytes_up_to_it, digest, outcome, requests.checksum"
+# So many there must be as these say.
+_COUNTED = ("keys", "history_changes", "kept_requests", "kept_requests",
+            "(SELECT count(*) FROM kv WHERE +expires_at > 0)")  # the + keeps SQLite from using the index
+_COUNTS = ("kv NOT INDEXED", "changes WHERE id > history_start", "requests NOT INDEXED", "requests INDEXED BY request_keys",
+           "kv INDEXED BY expiring WHERE expires_at > 0")
 _ROW_BYTES = 100  # what a row costs besides its value
 _WRITER_CACHE_KIB, _READER_CACHE_KIB = 16 << 10, 2 << 10
 _WAL_KEPT_BYTES = 64 << 20  # what a reset WAL may keep of the disk; it grows beyond only while a long reader holds it
 _WRITER_WAITS_SECONDS, _READER_WAITS_SECONDS = 0.05, 5.0
 
-_INDEX = struct.Struct(">q")
-_POSITION = struct.Struct(">qqq")
+_POSITION, _TOTALS = struct.Struct(">qqq"), struct.Struct(">8q")
+_HEAD, _CHANGE, _REQUEST = struct.Struct(">4q"), struct.Struct(">3q"), struct.Struct(">2q")
 
 
 class Position(NamedTuple):
@@ -50,6 +74,70 @@ class Position(NamedTuple):
     installed_index: int
 
 
+class Totals(NamedTuple):
+    """What the state knows besides keys and changes.
+
+    time             of the clock of the leaders, in milliseconds: see ``raftd.kv.clock``
+    keys             how many there are
+    requests         how many there were with an idempotency key; they are numbered from 1
+    kept_requests    how many are in the table
+    request_bytes    of the outcomes of all that there were
+    history_start    no change after this id is missing; of those up to it only the ones that are the latest of a key are kept
+    history_changes, history_bytes  how many come after it, and how large their values are together
+    """
+
+    time: int = 0
+    keys: int = 0
+    requests: int = 0
+    kept_requests: int = 0
+    request_bytes: int = 0
+    history_start: int = 0
+    history_changes: int = 0
+    history_bytes: int = 0
+
+
+class Head(NamedTuple):
+    """A key as it is, but for the value, which stands in the change. ``expires_at``: when the time of the state is that; 0: never."""
+
+    change_id: int
+    created_index: int
+    version: int
+    expires_at: int
+
+    @property
+    def modified_index(self):
+        return index_of(self.change_id)
+
+
+class Change(NamedTuple):
+    """What has become of a key. ``previous_index``: what wrote it before, 0 if it was not there."""
+
+    id: int
+    kind: int
+    previous_index: int
+    key: str
+    value: bytes
+
+
+def change_id(index, more=0):
+    """The id of a change made by the entry at *index*, after which that entry makes so many *more*: ids rise with the order."""
+    return index * MOST_CHANGES_OF_AN_ENTRY - more
+
+
+def index_of(id_of_change):
+    """The index of the entry that made this change."""
+    return -(-id_of_change // MOST_CHANGES_OF_AN_ENTRY)
+
+
+def end_of(prefix):
+    """What comes, in the order of SQLite, after all texts that begin with *prefix*, and before all others that come after it."""
+    prefix = prefix.rstrip("\U0010ffff")
+    if not prefix:
+        return b""  # a blob comes after all text
+    last = ord(prefix[-1]) + 1
+    return prefix[:-1] + chr(0xE000 if last == 0xD800 else last)  # there are no characters between
+
+
 def create(path):
     """Make a new, empty file at *path*, all of it or nothing: an empty file is never a new one, but a damaged one."""
     draft = f"{path}.new"
@@ -57,12 +145,18 @@ def create(path):
         connection.execute("PRAGMA journal_mode = OFF")
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {FORMAT}")
-        for statement in _SCHEMA.values():
-            connection.execute(statement)
-        write_position(connection, Position(0, 0, b"", 0))
+        create_tables(connection)
     sqlitefile.sync(draft)
     os.replace(draft, path)
     sqlitefile.sync_directory(path)
+
+
+def create_tables(connection):
+    """Make the tables of a state in which nothing has happened."""
+    for statement in _SCHEMA.values():
+        connection.execute(statement)
+    write_position(connection, Position(0, 0, b"", 0))
+    write_totals(connection, Totals())
 
 
 def check_header(path):
@@ -90,21 +184,61 @@ def check_pages(connection, path):
         raise DamagedFiles(f"{path}: damaged: {' '.join(verdict.split())}")
 
 
-def check_rows(connection, path, upwards=True, beyond=None, most_bytes=math.inf):
-    """Raise DamagedFiles unless the rows *beyond* that key (None: all) are as they were written, in the order of their keys.
+class _Walk(NamedTuple):
+    """A way through all rows of a table: what to read, the column it is in the order of, what comes before all, what checks a row."""
 
-    Stops after *most_bytes*; returns the last key that was looked at, None when all were.
+    rows: str
+    by: str
+    first: Any
+    check: Callable
+
+
+def check_all(connection, path):
+    """Raise DamagedFiles unless every row is there, and as it was written."""
+    check_counts(connection, path)
+    for walk in walks():
+        check_rows(connection, path, walk)
+
+
+def check_counts(connection, path):
+    """Raise DamagedFiles unless there are as many rows, and entries of indexes, as there must be.
+
+    Where rows have been there may be a page of another table, in which all is as it was written.
     """
-    statement, everything = (_ROWS_ABOVE, "") if upwards else (_ROWS_BELOW, b"")  # in SQLite's order a blob comes after all text
+    counts = [f"(SELECT count(*) FROM {rows})" for rows in _COUNTS]
+    rows = connection.execute(f"SELECT {', '.join([*_COUNTED, *counts])} FROM totals").fetchall()
+    if len(rows) != 1 or rows[0][:len(_COUNTS)] != rows[0][len(_COUNTS):]:
+        raise DamagedFiles(f"{path}: damaged: keys, changes or requests are missing")
+
+
+def walks():
+    """The ways on which every row, and every entry of an index, is passed."""
+    is_indexed = "expires_at = 0 OR EXISTS (SELECT 1 FROM kv AS other INDEXED BY expiring" \
+                 " WHERE other.expires_at > 0 AND other.expires_at = kv.expires_at AND other.key = kv.key)"
+    return (
+        _Walk(f"SELECT kv.key, {HEAD}, changes.key, {is_indexed} FROM kv LEFT JOIN changes ON changes.id = change_id",
+              "kv.key", "", _check_key),
+        _Walk(f"SELECT {CHANGE} FROM changes", "id", -1, check_change),
+        _Walk(f"SELECT key, {REQUEST} FROM requests INDEXED BY request_keys", "key", "", check_request),
+    )
+
+
+def check_rows(connection, path, walk, upwards=True, beyond=None, most_bytes=math.inf):
+    """Raise DamagedFiles unless the rows of *walk* *beyond* that one (None: all) are as they were written, and in order.
+
+    Stops after *most_bytes*; returns what names the last row that was looked at, None when all were.
+    """
+    everything = walk.first if upwards else b""  # in SQLite's order a blob comes after all else
+    order = f"> ? ORDER BY {walk.by}" if upwards else f"< ? ORDER BY {walk.by} DESC"
     size, last = 0, beyond
-    for key, value, modified_index, checksum in connection.execute(statement, (everything if last is None else last,)):
+    for row in connection.execute(f"{walk.rows} WHERE {walk.by} {order}", (everything if last is None else last,)):
         try:
-            check_row(path, key, value, modified_index, checksum)
+            walk.check(path, *row)
         except StorageFailed as error:
             raise DamagedFiles(str(error)) from error
-        if last is not None and not (key > last if upwards else key < last):
-            raise DamagedFiles(f"{path}: damaged: key {key!r} comes after {last!r}: a page of the file is not where it was")
-        size, last = size + len(value) + _ROW_BYTES, key
+        if last is not None and not (row[0] > last if upwards else row[0] < last):
+            raise DamagedFiles(f"{path}: damaged: {row[0]!r} comes after {last!r}: a page of the file is not where it was")
+        size, last = size + _ROW_BYTES + (len(row[-1]) if type(row[-1]) is bytes else 0), row[0]
         if size > most_bytes:
             return last
     return None
@@ -174,15 +308,66 @@ def _position_checksum(position):
     return crc32(position.configuration, crc32(_POSITION.pack(position.index, position.term, position.installed_index)))
 
 
-def row_checksum(key, value, modified_index):
-    return crc32(value, crc32(_INDEX.pack(modified_index) + key.encode()))
+def read_totals(connection, path):
+    """The one row of the table; raises DamagedFiles if it is not as it was written."""
+    rows = connection.execute(f"SELECT {', '.join(Totals._fields)}, checksum FROM totals").fetchall()
+    if len(rows) == 1 and {type(field) for field in rows[0]} == {int} and crc32(_TOTALS.pack(*rows[0][:-1])) == rows[0][-1]:
+        return Totals(*rows[0][:-1])
+    raise DamagedFiles(f"{path}: damaged: the totals cannot be read")
 
 
-def check_row(path, key, value, modified_index, checksum):
-    """Raise StorageFailed if the row of *key* is not as it was written."""
-    intact = (type(key), type(value), type(modified_index)) == (str, bytes, int) and row_checksum(key, value, modified_index) == checksum
-    if not intact:
-        raise StorageFailed(f"{path}: damaged: the row of key {key!r} is not as it was written")
+def write_totals(cursor, totals):
+    cursor.execute("REPLACE INTO totals VALUES (1, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (*totals, crc32(_TOTALS.pack(*totals))))
+
+
+# Rows and their checksums, -1 for what cannot be such a row. A check raises StorageFailed if the row is not as it was written.
+
+
+def head_checksum(key, change_id, created_index, version, expires_at):
+    try:
+        return crc32(_HEAD.pack(change_id, created_index, version, expires_at) + key.encode())
+    except sqlitefile.WRONG_TYPES:
+        return -1
+
+
+def change_checksum(id, kind, previous_index, key, value):
+    try:
+        return crc32(value, crc32(_CHANGE.pack(id, kind, previous_index) + key.encode()))
+    except sqlitefile.WRONG_TYPES:
+        return -1
+
+
+def request_checksum(key, id, bytes_up_to_it, digest, outcome):
+    try:
+        return crc32(outcome, crc32(_REQUEST.pack(id, bytes_up_to_it) + digest + key.encode()))
+    except sqlitefile.WRONG_TYPES:
+        return -1
+
+
+def check_head(path, key, change_id, created_index, version, expires_at, checksum):
+    if head_checksum(key, change_id, created_index, version, expires_at) != checksum:
+        raise damaged_row(path, key)
+
+
+def check_change(path, id, kind, previous_index, checksum, key, value):
+    if change_checksum(id, kind, previous_index, key, value) != checksum:
+        raise damaged_row(path, key)
+
+
+def check_request(path, key, id, bytes_up_to_it, digest, outcome, checksum):
+    if request_checksum(key, id, bytes_up_to_it, digest, outcome) != checksum:
+        raise StorageFailed(f"{path}: damaged: what came of the request with the idempotency key {key!r} is not as it was written")
+
+
+def _check_key(path, key, *head_and_checksum):
+    *head, changed_key, expires = head_and_checksum
+    check_head(path, key, *head)
+    if changed_key != key or not expires:
+        raise damaged_row(path, key)
+
+
+def damaged_row(path, key):
+    return StorageFailed(f"{path}: damaged: the row of key {key!r} is not as it was written")
 
 
 def _connect(path, mode, timeout):

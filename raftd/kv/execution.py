@@ -1,74 +1,436 @@
-"""What commands do to the tables of state.db, and what a query finds in them.
+"""What commands do to the tables of state.db.
 
 Must not know: files, threads, transactions. Whatever database has the tables of ``database`` will do.
+
+All that is decided here depends on the entries of the log and nothing else, so that every server comes to the same: also when a key
+expires (``time`` of a Request), and which requests are remembered.
 """
 
-from itertools import groupby
+from typing import NamedTuple
 
-from raftd.errors import StorageFailed
 from raftd.kv import database
-from raftd.kv.commands import UNCONDITIONAL, Found, Outcome, Set, is_plain_set
-from raftd.sqlitefile import execute_rows
-
-_INSERT = "INSERT INTO kv"
-_OR_UPDATE = (
-    "ON CONFLICT (key) DO UPDATE SET"
-    " value = excluded.value, modified_index = excluded.modified_index, checksum = excluded.checksum"
+from raftd.kv.commands import (
+    UNCONDITIONAL, Delete, DeletePrefix, Expire, Found, Get, Outcome, Request, Set, Touch, Transaction, is_plain_set,
 )
-_REMOVE = "DELETE FROM kv WHERE key = ?"
-_ROW = "SELECT value, modified_index, checksum FROM kv WHERE key = ?"
-# One SELECT sees one state: the row and the index are of the same moment.
-_ROW_AND_INDEX = "SELECT applied_index, value, modified_index, kv.checksum FROM position LEFT JOIN kv ON kv.key = ?"
+from raftd.kv.database import DELETED, EXPIRED, PUT, Head, Totals, change_checksum, change_id, end_of, head_checksum, index_of
+from raftd.kv.encoding import decode_outcome, digest, encode_outcome
+from raftd.sqlitefile import execute_in, execute_rows
+
+MAX_RESULT_BYTES = 8 << 20  # of the values that one transaction answers
+_ROWS_AT_ONCE = 1000  # of a prefix that is deleted
+
+_HEADS = f"SELECT key, {database.HEAD} FROM kv WHERE key"
+_CHANGE = f"SELECT {database.CHANGE} FROM changes WHERE id = ?"
+_REQUESTS = f"SELECT key, {database.REQUEST} FROM requests WHERE key"
 
 
-def execute(cursor, path, commands, position):
-    """Do the (index, command) pairs in order and move to *position*; returns an Outcome for each. *path* is named in errors."""
-    outcomes = [outcome for alike, run in groupby(commands, lambda numbered: is_plain_set(numbered[1]))
-                for outcome in (_write(cursor, run) if alike else _perform_each(cursor, path, run))]
+class Limits(NamedTuple):
+    """What is kept, the newest of each; the same on all servers, since what is not kept decides what comes of commands.
+
+    requests, request_bytes  with an idempotency key: so many are remembered, as long as their outcomes are not larger
+    changes, change_bytes    for those who watch: so many at the least, as long as their values are not larger
+    removed_at_once          what is not kept any more may be there until there is so much of it
+    expired_at_once          keys that one Expire removes
+    """
+
+    requests: int = 100_000
+    request_bytes: int = 256 << 20
+    changes: int = 100_000
+    change_bytes: int = 1 << 30
+    removed_at_once: int = 2048
+    expired_at_once: int = 500
+
+
+LIMITS = Limits()
+
+
+class Done(NamedTuple):
+    """What has become of a batch.
+
+    outcomes       an Outcome for each command
+    totals         as they are now
+    next_deadline  the earliest time at which a key expires, None if none does
+    heads          {key: its head, None if there is no such key}, of all keys that the commands were about
+    """
+
+    outcomes: list[Outcome]
+    totals: Totals
+    next_deadline: int | None
+    heads: dict
+
+
+def execute(cursor, path, commands, position, heads, limits=LIMITS):
+    """Do the (index, command) pairs in order and move to *position*; returns Done.
+
+    *path* is named in errors. *heads*: those of earlier batches, of any keys, as far as they are still right.
+    """
+    batch = Batch(cursor, path, commands, heads, limits)
+    outcomes = batch.perform_all(commands)
+    batch.write()
     database.write_position(cursor, position)
-    return outcomes
+    return Done(outcomes, batch.totals, next_deadline(cursor), batch.heads)
 
 
-def find(connection, path, key):
-    """What *key* is, as Found. Raises StorageFailed if it is not as it was written; *path* is named in that."""
-    rows = connection.execute(_ROW_AND_INDEX, (key,)).fetchall()
-    if not rows:
-        raise StorageFailed(f"{path}: damaged: the index at which it stands is gone")
-    [(applied_index, *row)] = rows
-    if row == [None, None, None]:
-        return Found(None, 0, applied_index)
-    database.check_row(path, key, *row)
-    return Found(row[0], row[1], applied_index)
+def next_deadline(cursor):
+    """The earliest time at which a key expires, or None."""
+    rows = cursor.execute("SELECT expires_at FROM kv WHERE expires_at > 0 ORDER BY expires_at LIMIT 1").fetchall()
+    return rows[0][0] if rows else None
 
 
-def _write(cursor, commands):
-    """Do what the Sets among *commands* say, which depend on nothing; returns their Outcomes."""
-    rows = [(command.key, command.value, index, database.row_checksum(command.key, command.value, index))
-            for index, command in commands]
-    execute_rows(cursor, _INSERT, rows, _OR_UPDATE)
-    return [Outcome("written", row[2]) for row in rows]
+class Batch:
+    """Commands that are done one after the other, as far as they are about single keys in memory; what changes is written together.
 
+    Heads and changes are rows here: ``database.Head`` and (id, kind, previous_index, checksum, key, value).
+    """
 
-def _perform_each(cursor, path, commands):
-    return [_perform(cursor, path, index, command) for index, command in commands]
+    def __init__(self, cursor, path, commands, known_heads, limits):
+        self._cursor, self._path, self._known_heads, self._limits = cursor, path, known_heads, limits
+        self.totals = database.read_totals(cursor, path)
+        self.heads = {}  # key -> its head, None if there is no such key; of those that were looked at
+        self._dirty = {}  # the keys whose heads are to be written, in the order in which they were first
+        self._changes, self._values = [], {}  # to be written; id -> value of them
+        self._superseded = []  # ids of changes before the history begins that are the latest of no key any more
+        self._requests = {}  # idempotency key -> (id, bytes_up_to_it, digest, outcome), None if there is none
+        self._new_requests = {}  # the same, to be written
+        self._load([key for _, command in commands for key in _keys_of(command)])
+        if keys := [command.key for _, command in commands if type(command) is Request and command.key]:
+            self._load_requests(keys)
 
+    # Commands
 
-def _perform(cursor, path, index, command):
-    """Do what *command*, the entry at *index*, says; returns its Outcome."""
-    key = command.key
-    if command.conditions is not UNCONDITIONAL:
-        modified_index = _modified_index(cursor, path, key)
-        if not command.conditions.hold(modified_index):
+    def perform_all(self, commands):
+        """Do the (index, command) pairs; returns their Outcomes."""
+        outcomes, plain = [], []
+        for index, command in commands:
+            if is_plain_set(command):
+                plain.append((change_id(index), command.key, command.value, 0))
+                outcomes.append(Outcome("written", index))
+                continue
+            if plain:
+                self._put_all(plain)
+                plain = []
+            outcomes.append(self._perform(index, command))
+        self._put_all(plain)
+        return outcomes
+
+    def _perform(self, index, command):
+        if type(command) is not Request:
+            return self._do(index, command)
+        if command.time > self.totals.time:
+            self.totals = self.totals._replace(time=command.time)
+        if not command.key:
+            return self._do_fenced(index, command)
+        known, told = self._requests.get(command.key), digest(command)
+        if known and self._is_remembered(*known[:2]):
+            return decode_outcome(known[3]) if known[2] == told else Outcome("reused", index)
+        outcome = self._do_fenced(index, command)
+        self._remember(command.key, told, encode_outcome(outcome), is_new=not known)
+        return outcome
+
+    def _do_fenced(self, index, request):
+        if request.fence:
+            head = self._head(request.fence.key)
+            created_index = head.created_index if head else 0
+            if created_index != request.fence.token:
+                return Outcome("fenced", created_index)
+        return self._do(index, request.command)
+
+    def _do(self, index, command):
+        match command:
+            case Set() | Delete() | Touch():
+                return self._do_one(index, command)
+            case Transaction(conditions, then, otherwise):
+                succeeded = all([self._holds(condition) for condition in conditions])
+                return self._transact(index, succeeded, then if succeeded else otherwise)
+            case DeletePrefix(prefix):
+                return self._delete_prefix(index, prefix)
+            case Expire():
+                return self._expire(index)
+        raise AssertionError(f"no command: {command!r}")
+
+    def _do_one(self, index, command):
+        head = self._head(command.key)
+        modified_index = head.modified_index if head else 0
+        if command.conditions is not UNCONDITIONAL and not command.conditions.hold(modified_index):
             return Outcome("refused", modified_index)
+        if type(command) is Set:
+            self._put(change_id(index), command.key, command.value, self._deadline(command.ttl))
+            return Outcome("written", index)
+        if head is None:
+            return Outcome("missing", index)
+        if type(command) is Touch:
+            self._become(command.key, head._replace(expires_at=self._deadline(command.ttl)))
+            return Outcome("touched", modified_index)
+        self._remove(change_id(index), DELETED, command.key)
+        return Outcome("deleted", index)
+
+    def _deadline(self, ttl):
+        return self.totals.time + ttl if ttl else 0
+
+    def _holds(self, condition):
+        head, wanted = self._head(condition.key), condition.wanted
+        match condition.what:
+            case "index":
+                return (head.modified_index if head else 0) == wanted
+            case "exists":
+                return (head is not None) == wanted
+            case "value":
+                return head is not None and self._value(condition.key, head) == wanted
+        raise AssertionError(f"no condition: {condition!r}")
+
+    def _transact(self, index, succeeded, operations):
+        size = self._size_of_results(operations)
+        if size > MAX_RESULT_BYTES:
+            return Outcome("too-large", index)
+        left, results = self._count_changes(operations), []
+        for operation in operations:
+            key = operation.key
+            if type(operation) is Get:
+                results.append(self._found(index, key))
+                continue
+            if does := type(operation) is Set or self._head(key) is not None:
+                left -= 1
+            if type(operation) is Set:
+                self._put(change_id(index, left), key, operation.value, self._deadline(operation.ttl))
+            elif does:
+                self._remove(change_id(index, left), DELETED, key)
+            results.append(does)
+        return Outcome("transacted", index, (succeeded, tuple(results)))
+
+    def _count_changes(self, operations):
+        """How many of *operations* change something: all but a Get, and the Delete of what is not there."""
+        there, count = {}, 0
+        for operation in operations:
+            if type(operation) is Set:
+                there[operation.key] = True
+                count += 1
+            elif type(operation) is Delete:
+                count += there[operation.key] if operation.key in there else self._head(operation.key) is not None
+                there[operation.key] = False
+        return count
+
+    def _size_of_results(self, operations):
+        """Of the values that the Gets among *operations* find."""
+        written, size = {}, 0
+        for operation in operations:
+            key = operation.key
+            if type(operation) is Get:
+                head = self._head(key)
+                size += len(written[key] if key in written else self._value(key, head) if head else b"")
+            else:
+                written[key] = operation.value if type(operation) is Set else b""
+        return size
+
+    def _found(self, index, key):
+        head = self._head(key)
+        if head is None:
+            return Found(None, 0, index)
+        expires_in = max(0, head.expires_at - self.totals.time) / 1000 if head.expires_at else None
+        return Found(self._value(key, head), head.modified_index, index, head.created_index, head.version, expires_in)
+
+    def _delete_prefix(self, index, prefix):
+        self._write_keys()
+        self.heads.update({key: None for key in self.heads if key.startswith(prefix)})
+        self._known_heads.clear()
+        bounds, cursor = (prefix, end_of(prefix)), self._cursor
+        ((count,),) = cursor.execute("SELECT count(*) FROM kv WHERE key >= ? AND key < ?", bounds).fetchall()
+        kept = min(count, self._limits.changes)  # of more the first would be no history any more
+        if kept < count:
+            self._forget_history(change_id(index, kept), 0, 0)
+        doomed = cursor.connection.execute(
+            f"SELECT key, {database.HEAD} FROM kv WHERE key >= ? AND key < ? ORDER BY key LIMIT -1 OFFSET ?", (*bounds, count - kept))
+        left = kept
+        while rows := doomed.fetchmany(_ROWS_AT_ONCE):
+            for row in rows:
+                database.check_head(self._path, *row)
+                left -= 1
+                self._removed(change_id(index, left), DELETED, row[0], row[1])
+            self._write_changes()
+        self._superseded.clear()
+        cursor.execute("DELETE FROM changes WHERE id <= ? AND id IN (SELECT change_id FROM kv WHERE key >= ? AND key < ?)",
+                       (self.totals.history_start, *bounds))
+        cursor.execute("DELETE FROM kv WHERE key >= ? AND key < ?", bounds)
+        self._count_keys(-count)
+        return Outcome("deleted-prefix", index, count)
+
+    def _expire(self, index):
+        self._write_keys()
+        rows = self._cursor.execute(
+            "SELECT key FROM kv WHERE expires_at > 0 AND expires_at <= ? ORDER BY expires_at, key LIMIT ?",
+            (self.totals.time, self._limits.expired_at_once)).fetchall()
+        keys = [key for (key,) in rows]
+        self._load(keys)
+        for more, key in zip(range(len(keys) - 1, -1, -1), keys, strict=True):
+            self._remove(change_id(index, more), EXPIRED, key)
+        return Outcome("expired", index, len(keys))
+
+    # Keys
+
+    def _load(self, keys):
+        """Look many keys up together."""
+        heads, checksum_of = self.heads, head_checksum
+        known, wanted = self._known_heads, []
+        for key in keys:
+            if key not in heads:
+                heads[key] = known.get(key)
+                if key not in known:
+                    wanted.append(key)
+        for key, id, created_index, version, expires_at, checksum in execute_in(self._cursor, _HEADS, wanted):
+            if checksum_of(key, id, created_index, version, expires_at) != checksum:  # this server would decide unlike the others
+                raise database.damaged_row(self._path, key)
+            heads[key] = id, created_index, version, expires_at
+
+    def _head(self, key):
+        if key not in self.heads:
+            self._load([key])
+        head = self.heads[key]
+        return head and Head(*head)
+
+    def _value(self, key, head):
+        """The value of *key*, whose head that is."""
+        if head.change_id in self._values:
+            return self._values[head.change_id]
+        row = self._cursor.execute(_CHANGE, (head.change_id,)).fetchone()
+        if row is None or row[4] != key:
+            raise database.damaged_row(self._path, key)
+        database.check_change(self._path, *row)
+        return row[5]
+
+    def _put(self, id, key, value, expires_at):
+        self._put_all([(id, key, value, expires_at)])
+
+    def _put_all(self, rows):
+        """Give keys values; a row is the id of the change, the key, the value, and when it expires."""
+        heads, values, history_start, new_keys = self.heads, self._values, self.totals.history_start, 0
+        for id, key, value, expires_at in rows:
+            before = heads[key]
+            if before is None:
+                previous_index, created_index, version = 0, index_of(id), 1
+                new_keys += 1
+            else:
+                before_id, created_index, version, _ = before
+                previous_index, version = index_of(before_id), version + 1
+                if before_id <= history_start:
+                    self._superseded.append(before_id)
+            heads[key] = id, created_index, version, expires_at
+            values[id] = value
+            self._changes.append((id, PUT, previous_index, change_checksum(id, PUT, previous_index, key, value), key, value))
+        self._dirty.update([(row[1], None) for row in rows])
+        self._count_keys(new_keys)
+
+    def _remove(self, id, kind, key):
+        self._removed(id, kind, key, self.heads[key][0])
+        self._become(key, None)
+        self._count_keys(-1)
+
+    def _count_keys(self, more):
+        if more:
+            self.totals = self.totals._replace(keys=self.totals.keys + more)
+
+    def _removed(self, id, kind, key, before_id):
+        """*key*, whose latest change is *before_id*, is removed by the change *id*."""
+        if before_id <= self.totals.history_start:
+            self._superseded.append(before_id)
+        self._values[id] = b""
+        self._changes.append((id, kind, index_of(before_id), change_checksum(id, kind, index_of(before_id), key, b""), key, b""))
+
+    def _become(self, key, head):
+        self.heads[key] = head
+        self._dirty[key] = None
+
+    # Requests that may come again
+
+    def _load_requests(self, keys):
+        for row in execute_in(self._cursor, _REQUESTS, list(dict.fromkeys(keys))):
+            database.check_request(self._path, *row)
+            self._requests[row[0]] = row[1:5]
+
+    def _is_remembered(self, number, bytes_up_to_it):
+        """By the order of the log, so that every server forgets the same requests."""
+        later, later_bytes = self.totals.requests - number, self.totals.request_bytes - bytes_up_to_it
+        return later < self._limits.requests and later_bytes < self._limits.request_bytes
+
+    def _remember(self, key, told, outcome, is_new):
+        """*is_new*: there is no row of an earlier request with *key*, which is forgotten and may be replaced."""
+        number, size = self.totals.requests + 1, self.totals.request_bytes + len(outcome)
+        self.totals = self.totals._replace(
+            requests=number, request_bytes=size, kept_requests=self.totals.kept_requests + is_new)
+        self._requests[key] = self._new_requests[key] = number, size, told, outcome
+
+    # Writing
+
+    def write(self):
+        """Bring it all into the tables."""
+        self._write_keys()
+        self._write_requests()
+        self._trim_history()
+        database.write_totals(self._cursor, self.totals)
+
+    def _write_keys(self):
+        heads, checksum_of = self.heads, head_checksum
+        rows = [(key, *head, checksum_of(key, *head)) for key in self._dirty if (head := heads[key]) is not None]
+        removed = [key for key in self._dirty if heads[key] is None] if len(rows) < len(self._dirty) else []
+        self._dirty.clear()
+        execute_rows(self._cursor, "REPLACE INTO kv", rows)
+        execute_in(self._cursor, "DELETE FROM kv WHERE key", removed)
+        self._write_changes()
+        execute_in(self._cursor, "DELETE FROM changes WHERE id", self._superseded)
+        self._superseded.clear()
+
+    def _write_changes(self):
+        execute_rows(self._cursor, "INSERT INTO changes", self._changes)
+        totals, count, size = self.totals, len(self._changes), sum(map(len, self._values.values()))
+        self.totals = totals._replace(history_changes=totals.history_changes + count, history_bytes=totals.history_bytes + size)
+        self._changes.clear()
+        self._values.clear()
+
+    def _write_requests(self):
+        if not self._new_requests:
+            return
+        rows = [(number, key, size, told, outcome, database.request_checksum(key, number, size, told, outcome))
+                for key, (number, size, told, outcome) in self._new_requests.items()]
+        execute_rows(self._cursor, "REPLACE INTO requests", rows)
+        at_once = self._limits.removed_at_once
+        if self.totals.requests // at_once > (self.totals.requests - len(rows)) // at_once:
+            for number, size in self._cursor.execute("SELECT id, bytes_up_to_it FROM requests ORDER BY id"):
+                if self._is_remembered(number, size):
+                    break
+            self._cursor.execute("DELETE FROM requests WHERE id < ?", (number,))
+            self.totals = self.totals._replace(kept_requests=self.totals.kept_requests - self._cursor.rowcount)
+
+    def _trim_history(self):
+        start, changes, size = self.totals[5:]
+        if changes > self._limits.changes + self._limits.removed_at_once:
+            ((start, removed),) = self._cursor.execute(
+                "SELECT max(id), sum(length(value)) FROM (SELECT id, value FROM changes WHERE id > ? ORDER BY id LIMIT ?)",
+                (start, changes - self._limits.changes)).fetchall()
+            changes, size = self._limits.changes, size - removed
+        if size > self._limits.change_bytes:
+            rows = self._cursor.execute("SELECT id, length(value) FROM changes WHERE id > ? ORDER BY id", (start,))
+            while size > self._limits.change_bytes:
+                start, length = rows.fetchone()
+                changes, size = changes - 1, size - length
+        if start > self.totals.history_start:
+            self._forget_history(start, changes, size)
+
+    def _forget_history(self, start, changes, size):
+        """The history begins after the change *start*, with so many *changes*, whose values have that *size*."""
+        self._cursor.execute(
+            "DELETE FROM changes WHERE id > ? AND id <= ?"
+            " AND NOT EXISTS (SELECT 1 FROM kv WHERE kv.key = changes.key AND change_id = changes.id)",
+            (self.totals.history_start, start))
+        self.totals = self.totals._replace(history_start=start, history_changes=changes, history_bytes=size)
+
+
+def _keys_of(command):
+    """The keys that *command* is about, each by itself."""
     if type(command) is Set:
-        return _write(cursor, [(index, command)])[0]
-    cursor.execute(_REMOVE, (key,))
-    return Outcome("deleted" if cursor.rowcount else "missing", index)
-
-
-def _modified_index(cursor, path, key):
-    rows = cursor.execute(_ROW, (key,)).fetchall()
-    if not rows:
-        return 0
-    database.check_row(path, key, *rows[0])  # a damaged index would make this server decide unlike the others
-    return rows[0][1]
+        return (command.key,)
+    match command:
+        case Delete() | Touch():
+            return (command.key,)
+        case Transaction(conditions, then, otherwise):
+            return [part.key for parts in (conditions, then, otherwise) for part in parts]
+        case Request():
+            return [*_keys_of(command.command), *([command.fence.key] if command.fence else [])]
+    return ()

@@ -32,19 +32,18 @@ class Readers:
         """True if a long reader should give up, since others wait for it to go."""
         return self._excluded or self._closed
 
-    @contextmanager
-    def connection(self):
-        """A connection for one read. Waits while readers are excluded; raises Stopping when closed, StorageFailed on errors."""
+    def read(self, look, *args):
+        """What ``look(connection, *args)`` returns. Waits while readers are excluded; raises Stopping when closed, StorageFailed."""
         connection = self._take()
         try:
-            with storage_errors(self._path):
-                connection = connection or self._open()
-                yield connection
+            connection = connection or self._open()
+            return look(connection, *args)
         except BaseException:
             if connection:
                 connection.close()
                 connection = None
-            raise
+            with storage_errors(self._path):
+                raise
         finally:
             self._give_back(connection)
 

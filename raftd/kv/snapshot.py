@@ -100,7 +100,8 @@ class Incoming:
         with closing(database.open_alone(self.path)) as connection:
             database.check_tables(connection, self.path)
             database.check_pages(connection, self.path)
-            database.check_rows(connection, self.path)
+            database.check_all(connection, self.path)
+            database.read_totals(connection, self.path)
             position = database.read_position(connection, self.path)
             if (position.index, position.term) != (self.index, self.term):
                 raise BadSnapshot(

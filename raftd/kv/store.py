@@ -16,8 +16,10 @@ from contextlib import contextmanager, suppress
 
 from raftd import sqlitefile
 from raftd.errors import REPLACE_NODE, DamagedFiles, StartupError, Stopping, StorageFailed
-from raftd.kv import database, execution
-from raftd.kv.commands import Get, decode, foresee
+from raftd.kv import database, execution, queries
+from raftd.kv.clock import Clock
+from raftd.kv.commands import Changes, Get, List
+from raftd.kv.encoding import decode, foresee
 from raftd.kv.readers import Readers
 from raftd.kv.snapshot import BadSnapshot, Incoming, Snapshot, copy
 from raftd.sqlitefile import check_is_still, file_id, present, storage_errors
@@ -27,6 +29,7 @@ log = logging.getLogger(__name__)
 # The WAL is moved into the file after this much was applied, so that it stays small whenever the caller asks for a checkpoint.
 _CHECKPOINT_COMMANDS = 2048
 _CHECKPOINT_BYTES = 16 << 20
+_MOST_HEADS = 10_000  # of keys that are kept in memory
 _VERIFIED_AT_ONCE_BYTES = 64 << 10
 
 
@@ -34,10 +37,16 @@ class KeyValueStore:
     """The keys and values under one directory.
 
     ``apply``, ``checkpoint``, ``install`` and ``close`` belong to one thread at a time, the applier; all else to any thread.
+
+    clock          the Clock by which keys expire
+    next_deadline  when, by that, the next one does; None if none will
     """
 
-    def __init__(self, directory, may_create=True):
-        """Open state.db, or create it if *may_create*; raises DamagedFiles or another StartupError, and then has changed nothing."""
+    def __init__(self, directory, may_create=True, limits=execution.LIMITS):
+        """Open state.db, or create it if *may_create*, to keep as much as *limits* say.
+
+        Raises DamagedFiles or another StartupError, and then has changed nothing.
+        """
         self._path = os.path.join(os.path.abspath(directory), "state.db")
         self._readers = Readers(self._path)
         self._writer = None
@@ -47,6 +56,8 @@ class KeyValueStore:
         self._incoming_lock = threading.Lock()
         self._sync_failed = False  # see _write_anew
         self._durable_index = 0
+        self.clock, self.next_deadline = Clock(), None
+        self._limits, self._subscribers = limits, []
         try:
             with storage_errors(self._path, damage=DamagedFiles):
                 self._find_file(may_create)
@@ -58,6 +69,15 @@ class KeyValueStore:
     def position(self):
         """The Position of the last committed batch."""
         return self._position
+
+    @property
+    def time(self):
+        """What time the state was told last, in milliseconds; the clock goes on from there."""
+        return self._totals.time
+
+    def subscribe(self, applied):
+        """Call *applied* whenever the state has changed, in the applier's thread: it must be quick, and raise nothing."""
+        self._subscribers.append(applied)
 
     @property
     def durable_index(self):
@@ -76,19 +96,29 @@ class KeyValueStore:
         with storage_errors(self._path):
             self._prepare_to_write()
             with self._transaction() as cursor:
-                outcomes = execution.execute(cursor, self._path, commands, position)
+                done = execution.execute(cursor, self._path, commands, position, self._heads, self._limits)
         self._position = position
+        self._remember(done.heads)
+        self._follow(done.totals, done.next_deadline)
         self._commands_in_wal += len(batch)
         self._bytes_in_wal += sum(len(data) for _, data in batch)
-        return outcomes
+        return done.outcomes
 
     foresee = staticmethod(foresee)
 
     def read(self, query):
-        """The answer to a Get, as Found; never waits for ``apply``. Raises StorageFailed if it is not as it was written."""
-        assert isinstance(query, Get), query
-        with self._readers.connection() as connection:
-            return execution.find(connection, self._path, query.key)
+        """The answer to a Get, List or Changes, as Found, Listed or History; never waits for ``apply``.
+
+        Raises StorageFailed if what was asked for is not as it was written, HistoryGone.
+        """
+        match query:
+            case Get(key):
+                return self._readers.read(queries.find, self._path, key, self.clock.now)
+            case List():
+                return self._readers.read(queries.list_keys, self._path, query, self.clock.now)
+            case Changes():
+                return self._readers.read(queries.history, self._path, query)
+        raise AssertionError(f"no query: {query!r}")
 
     def verify(self, pause=lambda: None):
         """Read all of it while it is in use; raises DamagedFiles if any of it is not as it was written, StorageFailed, Stopping.
@@ -96,15 +126,22 @@ class KeyValueStore:
         A bit that flips in a key makes the key look missing, which no read notices. In the upper pages of the tree it also leads
         who looks for other keys astray, past the damage: but not from both sides. *pause* is called between the steps.
         """
-        for upwards in (True, False):
+        self._readers.read(self._verify_counts)
+        for walk, upwards in itertools.product(database.walks(), (True, False)):
             last = None
             while True:
                 pause()
-                with self._readers.connection() as connection, storage_errors(self._path, damage=DamagedFiles), \
-                        self._advice_on_damage():
-                    last = database.check_rows(connection, self._path, upwards, last, _VERIFIED_AT_ONCE_BYTES)
+                last = self._readers.read(self._verify_some, walk, upwards, last)
                 if last is None:
                     break
+
+    def _verify_counts(self, connection):
+        with storage_errors(self._path, damage=DamagedFiles), self._advice_on_damage():
+            database.check_counts(connection, self._path)
+
+    def _verify_some(self, connection, walk, upwards, last):
+        with storage_errors(self._path, damage=DamagedFiles), self._advice_on_damage():
+            return database.check_rows(connection, self._path, walk, upwards, last, _VERIFIED_AT_ONCE_BYTES)
 
     def checkpoint(self):
         """Sync what was applied into state.db as far as long readers let it; returns ``durable_index``, raises StorageFailed."""
@@ -124,8 +161,7 @@ class KeyValueStore:
         it gives way to ``install`` or ``close``.
         """
         path = f"{self._path}.outgoing-{next(self._copies)}"
-        with self._readers.connection() as source:
-            copy(source, path, lambda: (go_on(), self._go_on_copying()))
+        self._readers.read(copy, path, lambda: (go_on(), self._go_on_copying()))
         return Snapshot(path)
 
     def receive(self, index, term, size, sha256):
@@ -206,6 +242,8 @@ class KeyValueStore:
             with self._advice_on_damage():
                 database.check_tables(writer, self._path)
                 self._position = database.read_position(writer, self._path)
+                self._totals = database.read_totals(writer, self._path)
+                next_deadline = execution.next_deadline(writer)
                 all_moved, _ = database.checkpoint(writer, "TRUNCATE")
                 if all_moved:
                     database.check_size(writer, self._path)
@@ -214,9 +252,27 @@ class KeyValueStore:
             writer.close()
             raise
         self._writer = writer
+        self._heads = {}
+        self.clock.hear(self._totals.time)
+        self._follow(self._totals, next_deadline)
         self._commands_in_wal = self._bytes_in_wal = 0
         if all_moved and not self._sync_failed:
             self._durable_index = self._position.index
+
+    def _follow(self, totals, next_deadline):
+        """What else has become of the state."""
+        if totals.time != self._totals.time:
+            self.clock.hear(totals.time)
+        self._totals, self.next_deadline = totals, next_deadline
+        for applied in self._subscribers:
+            applied()
+
+    def _remember(self, heads):
+        """Those that were written last are likely to be written again."""
+        self._heads.update(heads)
+        if (surplus := len(self._heads) - _MOST_HEADS) > 0:
+            for key in list(itertools.islice(self._heads, surplus + _MOST_HEADS // 2)):
+                del self._heads[key]
 
     @contextmanager
     def _advice_on_damage(self):

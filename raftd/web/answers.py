@@ -1,5 +1,6 @@
 """Shapes answers: values, JSON, errors, the headers on each. Must not know what a request asked for."""
 
+import base64
 import json
 import logging
 from http import HTTPStatus
@@ -10,6 +11,7 @@ from werkzeug.datastructures import MIMEAccept
 from werkzeug.http import parse_accept_header
 
 from raftd.errors import BadRequest, MethodNotAllowed, NotFound, NotLeader, Overloaded, PreconditionFailed, RaftdError, TooLarge
+from raftd.kv import Delete, Get, Set
 from raftd.web.current import current_node
 from raftd.web.parameters import wants_redirect
 
@@ -17,6 +19,7 @@ log = logging.getLogger(__name__)
 
 TEXT = "text/plain; charset=utf-8"
 RETRY_AFTER_SECONDS = 1
+MAX_LIST_BYTES = 8 << 20  # of the JSON of a list; one item may be longer
 NOT_CACHED = ("Cache-Control", "no-cache")  # a cache on the way would make a linearizable read stale
 
 
@@ -35,13 +38,16 @@ def add_raft_headers(response):
 
 def value_fields(found):
     """The header fields of a value. A browser must not take it for a page of ours."""
-    return {
+    fields = {
         "Content-Type": _content_type(found.value),
         "ETag": f'"{found.modified_index}"',
         "X-Raft-Index": str(found.applied_index),
         "X-Content-Type-Options": "nosniff",
         "Content-Security-Policy": "sandbox",
     }
+    if found.expires_in is not None:
+        fields["X-Raft-Expires-In"] = f"{found.expires_in:.3f}"
+    return fields
 
 
 def value_answer(found):
@@ -76,8 +82,59 @@ def text_answer(line):
     return Response(line + "\n", headers={"Content-Type": TEXT})
 
 
-def json_answer(value):
-    return Response(_json(value), headers={"Content-Type": "application/json"})
+def json_answer(value, index=None):
+    """*value* as JSON. *index*: the log index it reflects, if that is known."""
+    return Response(_json(value), headers=_known({"Content-Type": "application/json", "X-Raft-Index": index}))
+
+
+def value_members(value):
+    """The member of a JSON object that holds *value*: as text, if it is UTF-8."""
+    try:
+        return {"value": value.decode()}
+    except UnicodeDecodeError:
+        return {"value_base64": base64.b64encode(value).decode()}
+
+
+def version_members(found):
+    """The members of a JSON object that say which version of a key it is, of a Found or Item."""
+    return {"index": found.modified_index, "created_index": found.created_index, "version": found.version, "expires_in": found.expires_in}
+
+
+def transacted_answer(transaction, outcome, index):
+    """What came of each operation of *transaction*, as JSON. *index*: the log index it reflects."""
+    succeeded, results = outcome.detail
+    operations = transaction.then if succeeded else transaction.otherwise
+    return json_answer({"succeeded": succeeded, "index": outcome.index,
+                        "results": [_result(operation, result, outcome.index) for operation, result in
+                                    zip(operations, results, strict=True)]}, index)
+
+
+def _result(operation, result, index):
+    match operation:
+        case Set(key):
+            return {"set": key, "index": index}
+        case Delete(key):
+            return {"delete": key, "deleted": result}
+        case Get(key) if result.value is None:
+            return {"get": key, "exists": False}
+        case Get(key):
+            return {"get": key, "exists": True, **value_members(result.value), **version_members(result)}
+    raise AssertionError(f"no operation: {operation!r}")
+
+
+def items_answer(listed):
+    """The Listed, as JSON of bounded length: what does not fit is for the next page."""
+    parts, size, next_after = [], 0, listed.next
+    for item in listed.items:
+        value = {} if item.value is None else value_members(item.value)
+        part = json.dumps({"key": item.key, **value, **version_members(item)})
+        if parts and size + len(part) > MAX_LIST_BYTES:
+            next_after = listed.items[len(parts) - 1].key
+            break
+        parts.append(part)
+        size += len(part)
+    body = f'{{"items": [{", ".join(parts)}], "next": {json.dumps(next_after)}, "index": {listed.applied_index}}}\n'
+    return Response(body, headers={"Content-Type": "application/json", "X-Raft-Index": str(listed.applied_index)})
 
 
 def _json(value):

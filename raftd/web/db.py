@@ -3,11 +3,12 @@
 from flask import Blueprint
 from werkzeug.routing import BaseConverter
 
-from raftd.errors import NotFound, PreconditionFailed
-from raftd.kv import Delete, Get, Set, encode
-from raftd.web.answers import done_answer, error_answer, no_value_answer, value_answer
+from raftd.errors import BadRequest
+from raftd.kv import Delete, DeletePrefix, Get, List, Set, Touch
+from raftd.web.answers import items_answer, no_value_answer, value_answer
 from raftd.web.current import current_node
-from raftd.web.parameters import conditions, key_of, query, refuse_idempotency_key, value_of_body
+from raftd.web.parameters import ITEMS, check_target, conditions, key_of, no_conditions, query, value_of_body
+from raftd.web.writes import how_to_write, write
 
 blueprint = Blueprint("raftd_db", __name__, url_prefix="/db")
 
@@ -27,47 +28,51 @@ def _add_converter(state):
 @blueprint.get("/<raftd_key:key>")
 def get(key):
     """The value of *key*, never older than the request unless ``level=stale``; for how sure that is with ``leader`` see ``Node.read``."""
+    if not key:
+        return _list()
     node = current_node()
     how = query(level="linearizable", min_index=0, timeout=node.settings.write_timeout_seconds)
     found = node.read(Get(key_of(key)), **how)
     return no_value_answer(found.applied_index) if found.value is None else value_answer(found)
 
 
+def _list():
+    """The keys that begin with a prefix, a page at a time."""
+    check_target()
+    node = current_node()
+    how = query(prefix="", after="", limit=ITEMS, keys_only=False, level="linearizable", min_index=0,
+                timeout=node.settings.write_timeout_seconds)
+    wanted = List(how.pop("prefix"), how.pop("after"), how.pop("limit"), how.pop("keys_only"))
+    return items_answer(node.read(wanted, **how))
+
+
 @blueprint.route("/<raftd_key:key>", methods=["POST", "PUT"])
 def put(key):
-    """Set *key* to the body of the request."""
-    return _write(Set(key_of(key), value_of_body(), conditions()))
+    """Set *key* to the body of the request, or let it, as it is, expire at another time."""
+    how = how_to_write(ttl=0, touch=False)
+    key, value = key_of(key), value_of_body()
+    if not how["touch"]:
+        return write(Set(key, value, conditions(), how["ttl"]), how["timeout"])
+    if value or not how["ttl"]:
+        raise BadRequest("touch takes no value, but a ttl")
+    return write(Touch(key, how["ttl"], conditions()), how["timeout"])
 
 
 @blueprint.delete("/<raftd_key:key>")
 def delete(key):
-    return _write(Delete(key_of(key), conditions()))
+    if not key:
+        return _delete_prefix()
+    how = how_to_write()
+    return write(Delete(key_of(key), conditions()), how["timeout"])
 
 
-def _write(command):
-    refuse_idempotency_key()
-    node = current_node()
-    how = query(timeout=node.settings.write_timeout_seconds, redirect=False)
-    return _outcome_answer(node.propose(encode(command), how["timeout"]))
-
-
-def _outcome_answer(applied):
-    error, etag = outcome_of(applied)
-    return error_answer(error, applied.index) if error else done_answer(applied.index, etag)
-
-
-def outcome_of(applied):
-    """(the error that a write has ended with, or None; the ETag to answer, or None)."""
-    kind, index = applied.result
-    match kind:
-        case "written":
-            return None, f'"{index}"'
-        case "deleted":
-            return None, None
-        case "missing":
-            return NotFound("no such key"), None
-        case "refused" if index:
-            return PreconditionFailed(f"the key was last written at {index}", f'"{index}"'), None
-        case "refused":
-            return PreconditionFailed("there is no such key"), None
-    raise AssertionError(f"unknown outcome: {applied!r}")
+def _delete_prefix():
+    """Remove all keys that begin with a prefix, in one entry."""
+    check_target()
+    how = how_to_write(prefix=None, all=False)
+    no_conditions()
+    if how["prefix"] is None:
+        raise BadRequest("a key must not be empty; all keys that begin with P are deleted by ?prefix=P")
+    if not how["prefix"] and not how["all"]:
+        raise BadRequest("an empty prefix deletes every key; say all=true if that is meant")
+    return write(DeletePrefix(how["prefix"]), how["timeout"])

@@ -5,19 +5,23 @@ Whatever is not understood is refused, never skipped: a misspelt ``level=stael``
 
 import json
 import re
+from urllib.parse import unquote_to_bytes
 
 from flask import request
 from werkzeug.exceptions import RequestEntityTooLarge
 
 from raftd.config import MAX_KEY_BYTES, duration
 from raftd.errors import BadRequest, TooLarge
-from raftd.kv import Conditions
+from raftd.kv import Conditions, Fence
 from raftd.web.current import current_node
 
 LEVELS = ("linearizable", "leader", "stale")
 MAX_TIMEOUT_SECONDS = 60.0
 MAX_ENTITY_TAGS = 100
 MAX_JSON_BYTES = 64 * 1024
+MAX_TTL_SECONDS = 10 * 366 * 86400.0
+MAX_ITEMS, ITEMS = 1000, 100  # of a list: at most, and when the request does not say
+MAX_IDEMPOTENCY_KEY = 255  # characters
 
 # RFC 9110, section 8.8.3: an entity tag is opaque; ours are the canonical decimal form of a log index.
 _ENTITY_TAG = re.compile(r'(W/)?"([\x21\x23-\x7e\x80-\xff]*)"')
@@ -29,6 +33,12 @@ _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 def key_of(key):
     """*key* as it came out of the path, if it is one; the path is percent-decoded already."""
+    check_target()
+    return checked_key(key)
+
+
+def check_target():
+    """Refuse a path that has been read as another than was sent."""
     path = request.environ["PATH_INFO"]
     if not path.isascii():
         _require_utf8(path)  # Flask has put U+FFFD in place of what is not UTF-8
@@ -38,11 +48,22 @@ def key_of(key):
         raise BadRequest("a # in the path must be sent as %23, and a tab as %09")
     if "%" in target and _BAD_ESCAPE.search(target):
         raise BadRequest("a % in the path must be sent as %25")
+
+
+def checked_key(key):
+    """*key*, a string, if it may be one."""
     if not key:
         raise BadRequest("a key must not be empty")
-    if len(key) > MAX_KEY_BYTES or len(key.encode()) > MAX_KEY_BYTES:
+    if len(key) > MAX_KEY_BYTES or len(_utf8(key)) > MAX_KEY_BYTES:
         raise TooLarge(f"a key is at most {MAX_KEY_BYTES} bytes long")
     return key
+
+
+def _utf8(text):
+    try:
+        return text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair: JSON can say that
+        raise BadRequest("a key must be UTF-8") from None
 
 
 def _require_utf8(path):
@@ -59,18 +80,24 @@ def value_of_body():
 
 def json_of_body(**types):
     """The JSON object in the body, which may have the members of *types*, each of that type; ``{}`` for an empty body."""
-    body = _body(MAX_JSON_BYTES, "a JSON body")
+    members = json_object(MAX_JSON_BYTES)
+    for name, member in members.items():
+        if name not in types:
+            raise BadRequest(f"there is no member {shown(name)} here; known: {', '.join(types)}")
+        if type(member) is not types[name]:
+            raise BadRequest(f'"{name}" must be {_JSON_TYPES[types[name]]}')
+    return members
+
+
+def json_object(limit):
+    """The JSON object in the body of at most *limit* bytes; ``{}`` for an empty body."""
+    body = _body(limit, "a JSON body")
     try:
         members = json.loads(body) if body.strip() else {}
     except (ValueError, RecursionError):
         raise BadRequest("the body is not JSON") from None
     if not isinstance(members, dict):
         raise BadRequest("the body must be a JSON object")
-    for name, member in members.items():
-        if name not in types:
-            raise BadRequest(f"there is no member {_shown(name)} here; known: {', '.join(types)}")
-        if type(member) is not types[name]:
-            raise BadRequest(f'"{name}" must be {_JSON_TYPES[types[name]]}')
     return members
 
 
@@ -98,7 +125,7 @@ def query(**defaults):
     for name, texts in request.args.lists():
         if name not in defaults:
             known = ", ".join(defaults) or "none"
-            raise BadRequest(f"there is no parameter {_shown(name)} here; known: {known}")
+            raise BadRequest(f"there is no parameter {shown(name)} here; known: {known}")
         if len(texts) > 1:
             raise BadRequest(f"the parameter {name} is given {len(texts)} times")
         defaults[name] = _PARSERS[name](texts[0])
@@ -107,13 +134,13 @@ def query(**defaults):
 
 def _level(text):
     if text not in LEVELS:
-        raise BadRequest(f"level is linearizable, leader or stale, not {_shown(text)}")
+        raise BadRequest(f"level is linearizable, leader or stale, not {shown(text)}")
     return text
 
 
 def _min_index(text):
     if not re.fullmatch(r"[0-9]{1,18}", text):
-        raise BadRequest(f"min_index is a log index, not {_shown(text)}")
+        raise BadRequest(f"min_index is a log index, not {shown(text)}")
     return int(text)
 
 
@@ -121,24 +148,62 @@ def _timeout(text):
     try:
         seconds = duration(text)
     except ValueError:
-        raise BadRequest(f"timeout is a duration such as 500ms or 5s, not {_shown(text)}") from None
+        raise BadRequest(f"timeout is a duration such as 500ms or 5s, not {shown(text)}") from None
     if not 0 < seconds <= MAX_TIMEOUT_SECONDS:
-        raise BadRequest(f"timeout is more than 0s and at most {MAX_TIMEOUT_SECONDS:.0f}s, not {_shown(text)}")
+        raise BadRequest(f"timeout is more than 0s and at most {MAX_TIMEOUT_SECONDS:.0f}s, not {shown(text)}")
     return seconds
 
 
-def _redirect(text):
-    if text not in ("", "1", "true", "0", "false"):
-        raise BadRequest(f"redirect is true or false, not {_shown(text)}")
-    return text not in ("0", "false")
+def ttl(text):
+    """Milliseconds of a time to live."""
+    try:
+        seconds = duration(text)
+    except ValueError:
+        raise BadRequest(f"ttl is a duration such as 500ms, 30s or 24h, not {shown(text)}") from None
+    if not 0.001 <= seconds <= MAX_TTL_SECONDS:
+        raise BadRequest(f"ttl is at least 1ms and at most {MAX_TTL_SECONDS / 3600:.0f}h, not {shown(text)}")
+    return round(seconds * 1000)
 
 
-_PARSERS = {"level": _level, "min_index": _min_index, "timeout": _timeout, "redirect": _redirect}
+def _limit(text):
+    if not re.fullmatch(r"[0-9]{1,9}", text) or not 1 <= int(text) <= MAX_ITEMS:
+        raise BadRequest(f"limit is 1 to {MAX_ITEMS}, not {shown(text)}")
+    return int(text)
+
+
+def _text(name):
+    def parse(text):
+        _require_utf8_in_query()
+        if len(text.encode()) > MAX_KEY_BYTES:
+            raise TooLarge(f"{name} is at most {MAX_KEY_BYTES} bytes long, like a key")
+        return text
+    return parse
+
+
+def _require_utf8_in_query():
+    """Flask has put U+FFFD in place of what is not."""
+    try:
+        unquote_to_bytes(request.query_string).decode()
+    except UnicodeError:
+        raise BadRequest("the query must be UTF-8") from None
+
+
+def _flag(name):
+    def parse(text):
+        if text not in ("", "1", "true", "0", "false"):
+            raise BadRequest(f"{name} is true or false, not {shown(text)}")
+        return text not in ("0", "false")
+    return parse
+
+
+_PARSERS = {"level": _level, "min_index": _min_index, "timeout": _timeout, "ttl": ttl, "limit": _limit,
+            **{name: _text(name) for name in ("prefix", "after")},
+            **{name: _flag(name) for name in ("redirect", "keys_only", "all", "touch")}}
 
 
 def wants_redirect():
     """Whether the request asks to be sent on to the leader."""
-    return "redirect" in request.args and _redirect(request.args["redirect"])
+    return "redirect" in request.args and _PARSERS["redirect"](request.args["redirect"])
 
 
 def conditions():
@@ -163,12 +228,38 @@ def _entity_tags(header, weak_too):
     return tuple(int(tag) for weak, tag in tags if (weak_too or not weak) and _OUR_TAG.fullmatch(tag))
 
 
-def refuse_idempotency_key():
-    """To take the header and not keep its promise would apply a command twice."""
-    if "Idempotency-Key" in request.headers:
-        raise BadRequest("Idempotency-Key is not supported")
+def no_conditions():
+    """For a request that cannot have any."""
+    for header in ("If-Match", "If-None-Match"):
+        if header in request.headers:
+            raise BadRequest(f"{header} is for a single key")
 
 
-def _shown(text):
+def idempotency_key():
+    """The key under which this request may be sent again; "" if it has none."""
+    key = request.headers.get("Idempotency-Key")
+    if key is not None and not 1 <= len(key.strip()) <= MAX_IDEMPOTENCY_KEY:
+        raise BadRequest(f"Idempotency-Key is 1 to {MAX_IDEMPOTENCY_KEY} characters")
+    return (key or "").strip()
+
+
+_FENCE = re.compile(r"([\x21-\x7e]+)=([1-9][0-9]{0,17})")
+
+
+def fence():
+    """What X-Raft-Fence asks for, or None."""
+    text = request.headers.get("X-Raft-Fence")
+    if text is None:
+        return None
+    match = _FENCE.fullmatch(text)
+    if not match or _BAD_ESCAPE.search(match[1]):
+        raise BadRequest("X-Raft-Fence is KEY=TOKEN, the key percent-encoded as in a path")
+    try:
+        return Fence(checked_key(unquote_to_bytes(match[1]).decode()), int(match[2]))
+    except UnicodeDecodeError:
+        raise BadRequest("the key in X-Raft-Fence must be UTF-8") from None
+
+
+def shown(text):
     """*text* for an error: one line, of bounded length."""
     return repr(text if len(text) <= 60 else text[:60] + "...")

@@ -4,7 +4,7 @@ from copy import copy
 from typing import NamedTuple
 
 from raftd.kv import Position
-from raftd.kv.commands import Set, decode
+from raftd.kv import Set, decode
 from raftd.raft.configuration import Configuration
 from raftd.raft.core import Base
 from raftd.raft.messages import (

@@ -18,6 +18,11 @@ from crashes.subject import NAME, SETTINGS
 _OUR_FILES = {"raft.db", "raft.db-wal", "raft.db-shm", "state.db", "state.db-wal", "state.db-shm", "raft.db-journal", "raft.promised"}
 
 
+def _rows(connection, path):
+    database.check_all(connection, path)
+    return {key: (value, index) for key, value, index in connection.execute("SELECT key, value, modified_index FROM items")}
+
+
 class Found(NamedTuple):
     """What was on the disk. *refused*: why it was not opened; *log* is None when there was no server, and one was made."""
 
@@ -41,11 +46,7 @@ def reopen(path, verify=False):
         raft = restore(NAME, saved, state.position, SETTINGS, random, time.monotonic())
         if verify:
             state.verify()
-        rows = {}
-        with state._readers.connection() as connection:
-            for key, value, index, checksum in connection.execute("SELECT key, value, modified_index, checksum FROM kv"):
-                database.check_row(path, key, value, index, checksum)
-                rows[key] = value, index
+        rows = state._readers.read(_rows, path)
         leftovers = set(os.listdir(path)) - _OUR_FILES
         if leftovers:
             return Found(f"{', '.join(sorted(leftovers))} stayed behind")

@@ -29,7 +29,7 @@ VALUES = (None, 0, 1, -1, 1 << 62, -(1 << 63), (1 << 63) - 1, 1.5, float("inf"),
           "x" * 1000, "[]", b"x" * 5000)
 SCHEMA_EDITS = ("DROP TABLE {table}", "ALTER TABLE {table} ADD COLUMN more", "CREATE TABLE other (x)", "CREATE VIEW other AS SELECT 1",
                 "CREATE TRIGGER {table} AFTER UPDATE ON {table} BEGIN DELETE FROM {table}; END", "CREATE INDEX other ON {table} (checksum)",
-                "PRAGMA user_version = 0", "PRAGMA user_version = 2", "PRAGMA application_id = 0", "PRAGMA page_size = 512; VACUUM",
+                "PRAGMA user_version = 0", "PRAGMA user_version = 3", "PRAGMA application_id = 0", "PRAGMA page_size = 512; VACUUM",
                 "PRAGMA auto_vacuum = 1; VACUUM", "PRAGMA journal_mode = DELETE",
                 "PRAGMA writable_schema = ON; UPDATE sqlite_schema SET sql = 'CREATE'",
                 "PRAGMA writable_schema = ON; UPDATE sqlite_schema SET rootpage = 2",
@@ -38,7 +38,7 @@ FOREIGN = (
     "CREATE TABLE t (x); INSERT INTO t VALUES (1)", "CREATE TABLE log (log_index, term, kind, command, checksum)",
     "PRAGMA application_id = 0x72616674; PRAGMA user_version = 1; CREATE TABLE identity (a); CREATE TABLE hard_state (a);"
     " CREATE TABLE base (a); CREATE TABLE log (a); INSERT INTO identity VALUES (1)",
-    "PRAGMA application_id = 0x7261666b; PRAGMA user_version = 1; CREATE TABLE kv (key); CREATE TABLE position (id)",
+    "PRAGMA application_id = 0x7261666b; PRAGMA user_version = 2; CREATE TABLE kv (key); CREATE TABLE position (id)",
 )
 
 

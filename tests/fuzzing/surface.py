@@ -20,7 +20,8 @@ from fuzzing.conversations import conversation
 from raftd import listener
 from raftd.config import Settings
 from raftd.errors import CommitTimeout, NoQuorum, NotLeader, Overloaded, RaftdError, Refusal, StorageFailed, Stopping
-from raftd.kv import Found, Outcome, decode
+from raftd.kv import DeletePrefix, Found, Item, List, Listed, Outcome, Request, Transaction, decode
+from raftd.kv.clock import Clock
 from raftd.node import Applied
 from raftd.server import Server
 from raftd.transport import PeerServer
@@ -36,7 +37,8 @@ class NotingNode:
 
     name, address = "n1", "localhost:4001"
     settings = Settings(max_value_bytes=1000)
-    is_installing = False
+    is_installing, term = False, 7
+    state_machine = SimpleNamespace(clock=Clock())
 
     def __init__(self):
         self.marks, self.admitted, self.failure, self.kind, self.found = 0, 0, None, "written", Found(b"bar", 41, 1040)
@@ -57,9 +59,16 @@ class NotingNode:
         return refused
 
     def propose(self, command, timeout):
-        decode(command)
+        command = decode(command)
         index = self._change()
-        return Applied(index, Outcome(self.kind, 0 if self.kind == "missing" else index))
+        return Applied(index, self._outcome(command.command if isinstance(command, Request) else command, index))
+
+    def _outcome(self, command, index):
+        if isinstance(command, DeletePrefix):
+            return Outcome("deleted-prefix", index, 3)
+        if isinstance(command, Transaction):
+            return Outcome("transacted", index, (True, [self.found if type(part).__name__ == "Get" else True for part in command.then]))
+        return Outcome(self.kind, 0 if self.kind == "missing" else index)
 
     def join(self, name, address, voter, timeout):
         self._change()
@@ -80,6 +89,8 @@ class NotingNode:
         return self.found
 
     def read(self, query, level="linearizable", min_index=0, timeout=5.0):
+        if isinstance(query, List):
+            return Listed([Item("k", self.found.value, 41, 41, 1, None)], None, self.found.applied_index)
         return self.found
 
     def out_of_reach(self):

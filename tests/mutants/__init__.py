@@ -1,5 +1,6 @@
 """Well-known mistakes, planted one at a time: what no check notices would not be noticed if somebody made it. See ``bin/mutants``."""
 
+from mutants.database import DATABASE_BUGS
 from mutants.leases import LEASES
 from mutants.listener import LISTEN
 from mutants.peers import PEERS
@@ -9,5 +10,5 @@ from mutants.state import STATE
 from mutants.storage import STORAGE
 from mutants.web import WEB
 
-ROOMS = (RAFT, LEASES, STORAGE, STATE, RUNTIME, PEERS, LISTEN, WEB)
+ROOMS = (RAFT, LEASES, STORAGE, STATE, DATABASE_BUGS, RUNTIME, PEERS, LISTEN, WEB)
 CATALOGUE = tuple(mutant for room in ROOMS for mutant in room)

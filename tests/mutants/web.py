@@ -3,11 +3,13 @@
 from mutants.mutant import Edit, Mutant
 
 DB = "web/db.py"
+WRITES = "web/writes.py"
 PARAMETERS = "web/parameters.py"
 ANSWERS = "web/answers.py"
 LANE = "lane.py"
 ERRORS = "errors.py"
 
+WRITES_TESTS = "tests/test_web_writes.py::"
 TESTS = "tests/test_web.py::"
 LANE_TESTS = "tests/test_lane.py::"
 
@@ -114,14 +116,14 @@ WEB = (
         "condition-evaluated-at-proposal",
         "A condition is looked at when the write arrives, not when it is applied: two writers both win.",
         "compare-and-set; etcd 3-way races; Jepsen, passim",
-        [Edit(DB, """
-    return _outcome_answer(node.propose(encode(command), how["timeout"]))
+        [Edit(WRITES, """
+    applied = current_node().propose(encode(_as_asked(command)), timeout)
 """, """
-    found = node.read(Get(command.key))
-    if not command.conditions.hold(found.modified_index):
+    from raftd.kv import Get
+    if not command.conditions.hold(current_node().read(Get(command.key)).modified_index):
         raise PreconditionFailed("a condition does not hold")
     command = command._replace(conditions=type(command.conditions)())
-    return _outcome_answer(node.propose(encode(command), how["timeout"]))
+    applied = current_node().propose(encode(_as_asked(command)), timeout)
 """)],
         [TESTS + "test_conditions_reach_the_command"], quick=True),
     Mutant(
@@ -146,7 +148,7 @@ WEB = (
         "put-ignores-conditions",
         "POST and PUT do not look at If-Match.",
         "compare-and-set",
-        [Edit(DB, "return _write(Set(key_of(key), value_of_body(), conditions()))", "return _write(Set(key_of(key), value_of_body()))")],
+        [Edit(DB, "return write(Set(key, value, conditions(), ", "return write(Set(key, value, type(conditions())(), ")],
         [TESTS + "test_conditions_reach_the_command"]),
     Mutant(
         "weak-tags-match",
@@ -164,25 +166,25 @@ WEB = (
         "unknown-level-is-stale",
         "A misspelt level is a stale read.",
         "the contract: what is not understood is refused",
-        [Edit(PARAMETERS, 'raise BadRequest(f"level is linearizable, leader or stale, not {_shown(text)}")', 'return "stale"')],
+        [Edit(PARAMETERS, 'raise BadRequest(f"level is linearizable, leader or stale, not {shown(text)}")', 'return "stale"')],
         [TESTS + "test_a_bad_parameter_of_a_read_is_refused"]),
     Mutant(
         "idempotency-key-forgotten",
         "Idempotency-Key is taken without a word, and not kept: a retry is applied twice.",
         "FoundationDB, commit_unknown_result",
-        [Edit(PARAMETERS, 'raise BadRequest("Idempotency-Key is not supported")', "pass")],
-        [TESTS + "test_idempotency_key_is_refused_rather_than_forgotten"]),
+        [Edit(WRITES, "node, key, held = current_node(), idempotency_key(), fence()", 'node, key, held = current_node(), "", fence()')],
+        [WRITES_TESTS + "test_an_idempotency_key_goes_with_the_command"]),
     Mutant(
         "delete-of-nothing-is-200",
         "Deleting a key that does not exist is answered with 200.",
         "the contract: 404",
-        [Edit(DB, 'return NotFound("no such key"), None', "return None, None")],
+        [Edit(WRITES, 'return NotFound("no such key"), None', "return None, None")],
         [TESTS + "test_delete", LANE_TESTS + "test_a_delete_is_answered_as_flask_answers_it"], quick=True),
     Mutant(
         "failed-condition-without-its-etag",
         "412 carries the ETag of the failed write instead of the current version.",
         "RFC 9110, section 15.5.13",
-        [Edit(DB,
+        [Edit(WRITES,
               'PreconditionFailed(f"the key was last written at {index}", f\'"{index}"\'), None',
               'PreconditionFailed(f"the key was last written at {index}", f\'"{applied.index}"\'), None')],
         [TESTS + "test_a_condition_that_does_not_hold_answers_412_with_the_current_etag"]),

@@ -8,19 +8,23 @@ operation comes after those of all that were answered before it was called, and 
 
 from dataclasses import dataclass
 
-from raftd.errors import RaftdError
-from raftd.kv.commands import Conditions, Delete, Set, encode, foresee
+from raftd.errors import HistoryGone, RaftdError
+from raftd.kv import Conditions, Delete, DeletePrefix, Expire, Fence, Get, If, Request, Set, Touch, Transaction, encode
+from raftd.kv.encoding import foresee
 from raftd.raft.roles import Read
 
-KEYS = "abc"
+KEYS = "a", "ab", "b"
+PREFIXES = "", "a", "ab", "b", "c"
+REMEMBERED = 12  # requests that a client may send again; more than the servers remember
 
 
 @dataclass(eq=False)
 class Write:
-    """A write on its way: ``floor`` is the newest point of what was answered before it was called."""
+    """A write on its way: ``floor`` is the newest point of what was answered before it was called, ``called_at`` the time of that."""
 
     command: bytes
     floor: int
+    called_at: float
     entry: object = None
     refused: bool = False  # the client was told that it certainly did not happen
 
@@ -28,9 +32,13 @@ class Write:
 class Clients:
     """What clients call and what they are told, at any server, as the judge sees it."""
 
-    def __init__(self, judge, rng, tell_time):
-        self.judge, self._rng, self._tell_time = judge, rng, tell_time
+    def __init__(self, judge, rng, tell_time, fastest):
+        """*fastest*: so much faster than time itself the fastest clock runs."""
+        self.judge, self._rng, self._tell_time, self._fastest = judge, rng, tell_time, fastest
         self.floor = 0
+        self._requests = []  # those with an idempotency key, the newest
+        self._called_at = {}  # index: when the write was called that became this entry
+        self._watched = 0  # the id of the last change that was watched
         self._number = 0
         self._writes = {}  # command: Write, all that were ever proposed
         judge.on_commit = self._committed
@@ -49,21 +57,72 @@ class Clients:
                     self._read_leased(server, key)
                 else:
                     raft.read_index((key, self.floor))
-            if rng.random() < faults.writes and raft.is_leader and raft.log.last_index < raft.commit_index + 20:
-                self._write(server)
+            if rng.random() < faults.reads / 20:
+                self._watch(server)
+            if raft.is_leader and raft.log.last_index < raft.commit_index + 20:
+                if rng.random() < faults.writes:
+                    self._write(server, self._a_command(server))
+                self._expire(server)
         except RaftdError:
             pass  # it said so before anything changed; the judge would see it if that were not true
 
-    def _write(self, server):
-        write = Write(encode(self._a_command(server)), self.floor)
+    def _write(self, server, command):
+        write = Write(encode(command), self.floor, self.judge.now)
+        if write.command in self._writes:
+            return  # the same, at the same time: no run could tell them apart
         write.entry = server.raft.propose(write.command)
         self._writes[write.command] = write
         server.proposed[write.entry.index] = write
 
+    def _expire(self, server):
+        """As the leader's runtime does it: an entry removes what has expired. It does not wait for the one before."""
+        deadline = server.machine.next_deadline
+        if deadline is not None and deadline <= (now := server.state_clock.lead(server.raft.term)) and self._rng.random() < 0.2:
+            self._write(server, Request(Expire(), now))
+
     def _a_command(self, server):
         """Each is another: by its value, so that a read tells which write it saw, or by a version that no key ever has."""
-        rng, key = self._rng, self._rng.choice(KEYS)
+        rng = self._rng
         self._number += 1
+        if rng.random() < 0.5:
+            return self._a_write(server)
+        now = server.state_clock.lead(server.raft.term)
+        if self._requests and rng.random() < 0.4:
+            again = rng.choice(self._requests)
+            return again._replace(time=now) if rng.random() < 0.8 else again._replace(time=now, command=self._a_write(server))
+        fence = None
+        if rng.random() < 0.2:
+            key = rng.choice(KEYS)
+            fence = Fence(key, server.machine.find(key).created_index or 1 if rng.random() < 0.7 else rng.randrange(1, 50))
+        request = Request(self._a_richer_write(server), now, rng.choice(("", f"request {self._number}")), fence)
+        if request.key:
+            self._requests = [*self._requests[1 - REMEMBERED:], request]
+        return request
+
+    def _a_richer_write(self, server):
+        rng, kind = self._rng, self._rng.random()
+        key, value, ttl = rng.choice(KEYS), b"%d" % self._number, rng.choice((1, 200, 1000, 3000))
+        if kind < 0.3:
+            return self._a_write(server)
+        if kind < 0.55:
+            return Set(key, value, ttl=ttl)
+        if kind < 0.65:
+            return Touch(key, ttl, Conditions(if_none_match=(self._number << 32,)))
+        if kind < 0.7:
+            return DeletePrefix(rng.choice(PREFIXES))
+        then, otherwise = ([self._a_part(part, key, value, ttl) for part in range(rng.randrange(4))] for _ in range(2))
+        return Transaction(tuple(self._a_condition(server, key) for key in KEYS if rng.random() < 0.4), tuple(then), tuple(otherwise))
+
+    def _a_condition(self, server, key):
+        seen, what = server.machine.find(key), self._rng.choice(("index", "exists", "value"))
+        return If(key, what, {"index": seen.modified_index, "exists": bool(seen.modified_index), "value": seen.value or b""}[what])
+
+    def _a_part(self, number, key, value, ttl):
+        key = self._rng.choice((*KEYS, key))
+        return self._rng.choice((Set(key, b"%d.%s" % (number, value)), Set(key, value, ttl=ttl), Delete(key), Get(key)))
+
+    def _a_write(self, server):
+        rng, key = self._rng, self._rng.choice(KEYS)
         no_version = self._number << 32
         kind = rng.random()
         if kind < 0.4:
@@ -75,6 +134,20 @@ class Clients:
         seen = server.machine.find(key).modified_index if rng.random() < 0.8 else rng.randrange(1, 50)
         conditions = Conditions(if_match=(seen, no_version))
         return Set(key, b"%d" % self._number, conditions) if kind < 0.9 else Delete(key, conditions)
+
+    def _watch(self, server):
+        """Somebody who watches goes on at any server, from the last change it has seen; each shows the next ones, none is missing."""
+        changes = self.judge.model.changes_at(server.machine.position.index)
+        try:
+            seen = server.machine.history(self._watched, self._rng.choice((1, 3, 1000)))
+        except HistoryGone:
+            self.judge.counts["histories that were gone"] += 1
+            self._watched = changes[-1][0]  # it reads all keys anew, here
+            return
+        expected = [change for change in changes if change[0] > self._watched]
+        assert seen == expected[:len(seen)] and (seen or not expected), f"{server.name} showed {seen} after {self._watched}, not {expected}"
+        self.judge.counts["changes that were watched"] += len(seen)
+        self._watched = seen[-1][0] if seen else self._watched
 
     # Answers
 
@@ -95,14 +168,20 @@ class Clients:
             if (write := server.proposed.pop(entry.index, None)) is None:
                 continue
             if write.entry == entry:
-                kind, index = outcomes[entry.index]
-                assert (kind, index) == self.judge.model.outcomes[entry.index], f"{server.name} answered {kind} {index} to {entry}"
-                self.judge.counts["writes refused by their condition" if kind == "refused" else "writes answered"] += 1
+                outcome = outcomes[entry.index]
+                assert outcome == self.judge.model.outcomes[entry.index], f"{server.name} answered {outcome} to {entry}"
+                self._count(outcome)
                 self._answered_by(server, entry.index)
             else:
                 write.refused = True
                 self.judge.counts["writes discarded"] += 1
                 assert write.entry not in self.judge.committed, f"a client was told that {write.entry} was discarded"
+
+    def _count(self, outcome):
+        counts, kind = self.judge.counts, outcome.kind
+        counts["writes refused by their condition" if kind == "refused" else "writes answered"] += 1
+        counts[f"writes: {kind}"] += 1
+        counts["requests replayed"] += outcome.replayed
 
     def _committed(self, entry):
         """A write takes effect once, after all that was answered before it was called; never if its client was told it had not."""
@@ -111,6 +190,15 @@ class Clients:
         assert write.entry == entry, f"{write.entry} took effect as {entry}"
         assert not write.refused, f"{entry} was committed, and its client told that it was not"
         assert entry.index > write.floor, f"{entry} took effect before what was answered before it was called"
+        self._called_at[entry.index] = write.called_at
+        for row in self.judge.model.expired.get(entry.index, ()):
+            self._check_expired(row)
+
+    def _check_expired(self, row):
+        """No key lives shorter than it was told to, whoever has led meanwhile, however wrong the clocks."""
+        self.judge.counts["keys that expired"] += 1
+        lived = self.judge.now - self._called_at[row.deadline_of]
+        assert lived * self._fastest * 1000 + 2 >= row.ttl, f"{row} lived {lived:.3f} s"
 
     def answer_reads(self, server):
         """A read is answered from the state as it is then, once that has what the read needs."""
@@ -154,10 +242,11 @@ class Clients:
 
     def _read(self, server, key):
         """The index at which *key* was read."""
-        value, modified_index, index = server.machine.find(key)
-        expected = self.judge.model.at(key, index)
-        assert (value, modified_index) == expected, f"{server.name} read {value} {modified_index} at {index}, not {expected}"
-        return index
+        found = server.machine.find(key)
+        row = self.judge.model.at(key, found.applied_index)
+        read, expected = (found.value, found.modified_index, found.created_index, found.version), row[:4] if row else (None, 0, 0, 0)
+        assert read == expected, f"{server.name} read {read} at {found.applied_index}, not {expected}"
+        return found.applied_index
 
     def _answered_by(self, server, index):
         """Not in the order of the log: what is foreseen may be answered before what comes before it."""

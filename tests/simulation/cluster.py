@@ -39,7 +39,7 @@ class Cluster:
         self.servers = {name: Server(name, members if name in members.members else NOBODY, rng, self.settings) for name in names}
         self.judge = Judge(self.servers, members)
         self.counts = self.judge.counts
-        self.clients = Clients(self.judge, rng, self._tick)
+        self.clients = Clients(self.judge, rng, self._tick, 1 + self.faults.skew / 2)
         self.now = 0.0
         self.events = deque(maxlen=None if record else KEPT_EVENTS)  # (seconds, what), to be shown as text
         self._heap, self._sequence = [], 0

@@ -3,21 +3,22 @@
 Asserted after every step, over all incarnations of all servers. Of the servers only what changed since the last look is looked at.
 """
 
-from bisect import bisect_right
 from collections import Counter
 
-from raftd.kv import commands
 from raftd.raft.configuration import Configuration
 from raftd.raft.core import Raft
 from raftd.raft.messages import (
     COMMAND, CONFIGURATION, AppendEntriesReply, InstallSnapshotReply, RequestVote,
 )
 from raftd.raft.roles import Leader
+from simulation.model import LIMITS, Model
 
 # What ``Judge.counts`` counts: of a run over many seeds, none may be zero, or something was not exercised.
 EXERCISED = (
     "elections", "writes committed", "writes answered", "writes answered before they were applied",
-    "writes refused by their condition", "writes of unknown outcome", "writes discarded", "linearizable reads answered",
+    "writes refused by their condition", "writes: reused", "writes: fenced", "writes: transacted", "writes: touched", "writes: expired",
+    "writes: deleted-prefix", "requests replayed", "keys that expired", "changes that were watched", "histories that were gone",
+    "writes of unknown outcome", "writes discarded", "linearizable reads answered",
     "reads that rested on a lease", "stale reads answered", "entries truncated", "membership changes committed", "learners promoted",
     "leadership handed over", "leaders deposed for want of a majority", "leaders deposed by a stalled disk", "logs compacted",
     "snapshots installed", "snapshots interrupted", "crashes", "power cuts that lost unsynced state",
@@ -26,41 +27,6 @@ EXERCISED = (
     "messages repeated", "pauses", "partitions: one way", "partitions: one link", "partitions: dangling", "partitions: cut off",
     "partitions: deaf", "partitions: mute", "partitions: halves", "partitions: bridge",
 )
-
-
-class Model:
-    """What the committed commands come to, said again in a few lines of its own: the state at every index."""
-
-    def __init__(self):
-        self.outcomes = {}  # index: (kind, index) as in ``Outcome``
-        self._versions = {}  # key: ([index], [(value, modified_index)])
-
-    def at(self, key, index):
-        """(value, modified_index) of *key* once entry *index* was applied; (None, 0) if there is no such key."""
-        indexes, states = self._versions.get(key, ((), ()))
-        position = bisect_right(indexes, index)
-        return states[position - 1] if position else (None, 0)
-
-    def rows_at(self, index):
-        rows = ((key, self.at(key, index)) for key in self._versions)
-        return {key: state for key, state in rows if state[1]}
-
-    def commit(self, entry):
-        command = commands.decode(entry.command)
-        _, modified_index = self.at(command.key, entry.index)
-        wanted, unwanted = command.conditions
-        if wanted is not None and (not modified_index or wanted != "*" and modified_index not in wanted) \
-                or unwanted is not None and modified_index and (unwanted == "*" or modified_index in unwanted):
-            self.outcomes[entry.index] = "refused", modified_index
-            return
-        if isinstance(command, commands.Set):
-            outcome, state = "written", (command.value, entry.index)
-        else:
-            outcome, state = "deleted" if modified_index else "missing", (None, 0)
-        self.outcomes[entry.index] = outcome, entry.index
-        indexes, states = self._versions.setdefault(command.key, ([], []))
-        indexes.append(entry.index)
-        states.append(state)
 
 
 class Judge:
@@ -72,7 +38,7 @@ class Judge:
 
     def __init__(self, servers, configuration):
         self.servers, self.first_configuration = servers, configuration
-        self.committed, self.commit_terms, self.model = [], [], Model()
+        self.committed, self.commit_terms, self.model, self.now = [], [], Model(), 0.0
         self.leaders, self.votes, self.entries = {}, {}, {}
         self.on_commit = lambda entry: None
         self.counts = Counter()
@@ -164,12 +130,20 @@ class Judge:
     def check_state(self, server):
         """The state machine is what the committed commands come to, and knows where it stands."""
         position = server.machine.position
-        assert server.machine.rows() == self.model.rows_at(position.index), f"{server.name} has another state at {position.index}"
+        rows = {key: row[:5] for key, row in self.model.rows_at(position.index).items()}
+        assert server.machine.rows() == rows, f"{server.name} has another state at {position.index}"
+        self._check_history(server.name, server.machine.history(), self.model.changes_at(position.index))
         if position.index:
             assert position.term == self.term_at(position.index), (server.name, position)
             # A server that joins knows of nobody until the log, or a copy of the state, tells it.
             known = {self.configuration_at(position.index, first).encode() for first in (None, server.first_configuration)}
             assert position.configuration in known, (server.name, position)
+
+    def _check_history(self, name, kept, changes):
+        """The newest changes are there, all of them, but for those that nobody needs to keep."""
+        assert kept == changes[len(changes) - len(kept):], f"{name} has another history"
+        size = sum(len(change[4]) for change in changes[-len(kept) - 1:])
+        assert len(kept) == len(changes) or len(kept) >= LIMITS.changes or size > LIMITS.change_bytes, f"{name} has forgotten too much"
 
     # Leaders
 

@@ -8,12 +8,14 @@ from hashlib import sha256
 from types import SimpleNamespace
 from typing import NamedTuple
 
-from raftd.kv import Position, commands, database, execution
+from raftd.kv import Changes, database, decode, execution, queries
+from raftd.kv.clock import Clock
 from raftd.node import restore
 from raftd.raft.configuration import Configuration
 from raftd.raft.core import Base
 from raftd.raft.messages import COMMAND, HardState
 from raftd.storage import Saved
+from simulation.model import LIMITS
 
 CHUNKS = 3  # a snapshot is sent in so many
 
@@ -21,9 +23,7 @@ CHUNKS = 3  # a snapshot is sent in so many
 def _empty_database():
     connection = sqlite3.connect(":memory:", isolation_level=None)
     connection.execute("PRAGMA page_size = 512")
-    for statement in database._SCHEMA.values():
-        connection.execute(statement)
-    database.write_position(connection, Position(0, 0, b"", 0))
+    database.create_tables(connection)
     return connection.serialize()
 
 
@@ -43,32 +43,40 @@ class StateMachine:
 
     def _load(self, image):
         self._connection.deserialize(image)
-        self.image, self.batches = image, []
+        self.image, self.batches, self._heads = image, [], {}
         self.position = database.read_position(self._connection, "state.db")
         self.durable_index = self.position.index
+        self.time = database.read_totals(self._connection, "state.db").time
+        self.next_deadline = execution.next_deadline(self._connection)
 
     def apply(self, entries, configuration):
         """{index: Outcome} of the commands among *entries*, in one transaction with the index."""
         position = self.position._replace(index=entries[-1].index, term=entries[-1].term, configuration=configuration)
-        batch = [(entry.index, commands.decode(entry.command)) for entry in entries if entry.kind == COMMAND]
+        batch = [(entry.index, decode(entry.command)) for entry in entries if entry.kind == COMMAND]
         self.batches.append((batch, position))
         return self._transact(batch, position)
 
     def _transact(self, batch, position):
         cursor = self._connection.cursor()
         cursor.execute("BEGIN")
-        outcomes = execution.execute(cursor, "state.db", batch, position)
+        done = execution.execute(cursor, "state.db", batch, position, self._heads, LIMITS)
         cursor.execute("COMMIT")
-        self.position = position
-        return {index: outcome for (index, _), outcome in zip(batch, outcomes, strict=True)}
+        self.position, self.time, self.next_deadline = position, done.totals.time, done.next_deadline
+        self._heads.update(done.heads)
+        return {index: outcome for (index, _), outcome in zip(batch, done.outcomes, strict=True)}
 
     def find(self, key):
-        return execution.find(self._connection, "state.db", key)
+        return queries.find(self._connection, "state.db", key, lambda: 0)
 
     def rows(self):
-        """{key: (value, modified_index)}, each compared with its checksum."""
-        database.check_rows(self._connection, "state.db")
-        return {key: (value, index) for key, value, index in self._connection.execute("SELECT key, value, modified_index FROM kv")}
+        """{key: (value, modified_index, created_index, version, expires_at)}, each compared with its checksum."""
+        database.check_all(self._connection, "state.db")
+        return {key: tuple(row) for key, *row in self._connection.execute("SELECT * FROM items")}
+
+    def history(self, after=None, limit=-1):
+        """What has happened since the change *after*, since the beginning of what is kept if that is None. Raises HistoryGone."""
+        start = database.read_totals(self._connection, "state.db").history_start if after is None else after
+        return [tuple(change) for change in queries.history(self._connection, "state.db", Changes(start, limit)).changes]
 
     def checkpoint(self):
         if self.batches:
@@ -151,6 +159,8 @@ class Server:
         """As the runtime starts: the production code compares the two files and makes the core of them."""
         saved = SimpleNamespace(hard_state=self.log.hard_state, base=self.log.base, entries=self.log.entries)
         self.clock = self.clock_at = now
+        self.state_clock = Clock(lambda: self.clock)
+        self.state_clock.hear(self.machine.time)
         self.raft = restore(self.name, saved, self.machine.position, self.settings, self.rng, now)
         self.raft.MAX_WRITE_BYTES, self.raft.MAX_COMPACTED_ENTRIES = self.limits
         self.up, self.paused_until = True, 0.0
@@ -235,7 +245,10 @@ class Server:
             for entry in entries:
                 clients.judge.check_applied(entry)
             configuration = self.raft.configurations.at(entries[-1].index)[1].encode()
+            told = self.machine.time
             outcomes = self.machine.apply(entries, configuration)
+            if self.machine.time != told:
+                self.state_clock.hear(self.machine.time)
             self.raft.applied(entries[-1].index)
             if self.proposed:
                 clients.answer_writes(self, entries, outcomes)
@@ -247,6 +260,7 @@ class Server:
             if answer.request.last_included_index > self.machine.position.index:
                 assert sha256(data).digest() == answer.request.checksum
                 self.machine.install(bytes(data))
+                self.state_clock.hear(self.machine.time)
                 judge.check_state(self)
             self.installed = answer
             return

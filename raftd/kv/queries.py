@@ -1,0 +1,92 @@
+"""What a query finds in the tables of state.db.
+
+Must not know: files, threads. A query that needs more than one SELECT makes them in one transaction, so that all it finds is of one
+moment. All raise StorageFailed if something is not as it was written; *path* is named in that.
+"""
+
+from contextlib import contextmanager
+
+from raftd.errors import HistoryGone, StorageFailed
+from raftd.kv import database
+from raftd.kv.commands import Found, History, Item, Listed
+from raftd.kv.database import Change, change_checksum, end_of, head_checksum, index_of
+
+MAX_BYTES = 8 << 20  # of the keys and values in one answer; one more may come
+
+_WITH_CHANGES = "LEFT JOIN changes ON changes.id = change_id"
+# One SELECT sees one state: the row and the index are of the same moment.
+_KEY_AND_INDEX = f"SELECT applied_index, {database.HEAD}, kind, previous_index, changes.checksum, value FROM position" \
+                 f" LEFT JOIN kv ON kv.key = ? {_WITH_CHANGES}"
+_HISTORY = f"SELECT {database.CHANGE} FROM changes WHERE id > ? ORDER BY id LIMIT ?"
+
+
+def find(connection, path, key, now):
+    """What *key* is, as Found; *now* tells the time."""
+    rows = connection.execute(_KEY_AND_INDEX, (key,)).fetchall()
+    if not rows:
+        raise StorageFailed(f"{path}: damaged: the index at which it stands is gone")
+    [(applied_index, id, created_index, version, expires_at, head_sum, kind, previous_index, change_sum, value)] = rows
+    if id is None and head_sum is None:
+        return Found(None, 0, applied_index)
+    if head_checksum(key, id, created_index, version, expires_at) != head_sum \
+            or change_checksum(id, kind, previous_index, key, value) != change_sum:  # of another key, too
+        raise database.damaged_row(path, key)
+    expires_in = _seconds_left(expires_at, now) if expires_at else None
+    return Found(value, index_of(id), applied_index, created_index, version, expires_in)
+
+
+def _seconds_left(expires_at, now):
+    return max(0, expires_at - now()) / 1000 if expires_at else None
+
+
+def list_keys(connection, path, query, now):
+    """The answer to the List *query*, as Listed."""
+    columns, join = (database.HEAD, "") if query.keys_only else (f"{database.HEAD}, {database.CHANGE}", _WITH_CHANGES)
+    statement = f"SELECT kv.key, {columns} FROM kv {join} WHERE kv.key >= ? AND kv.key < ? AND kv.key > ? ORDER BY kv.key"
+    items, size, next_after = [], 0, None
+    with _one_moment(connection):
+        applied_index = database.read_position(connection, path).index
+        for row in connection.execute(statement, (query.prefix, end_of(query.prefix), query.after)):
+            if len(items) == query.limit or size > MAX_BYTES:
+                next_after = items[-1].key
+                break
+            items.append(_item(path, row, now))
+            size += len(row[0]) + len(items[-1].value or b"")
+    return Listed(items, next_after, applied_index)
+
+
+def history(connection, path, query):
+    """The answer to the Changes *query*, as History. Raises HistoryGone, too."""
+    changes, size = [], 0
+    with _one_moment(connection):
+        applied_index = database.read_position(connection, path).index
+        start = database.read_totals(connection, path).history_start
+        if query.after < start:
+            raise HistoryGone(index_of(start))
+        for row in connection.execute(_HISTORY, (query.after, query.limit)):
+            database.check_change(path, *row)
+            id, kind, previous_index, _, key, value = row
+            changes.append(Change(id, kind, previous_index, key, value))
+            size += len(value)
+            if size > MAX_BYTES:
+                break
+    return History(changes, applied_index)
+
+
+@contextmanager
+def _one_moment(connection):
+    connection.execute("BEGIN")
+    try:
+        yield
+    finally:
+        connection.execute("COMMIT")
+
+
+def _item(path, row, now):
+    key, id, created_index, version, expires_at, _, *change = row
+    database.check_head(path, *row[:6])
+    if change:
+        if change[4] != key:
+            raise database.damaged_row(path, key)
+        database.check_change(path, *change)
+    return Item(key, change[5] if change else None, index_of(id), created_index, version, _seconds_left(expires_at, now))

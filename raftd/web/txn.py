@@ -1,0 +1,120 @@
+"""``/txn``: several keys in one entry of the log, all or nothing. Must not know how it is replicated."""
+
+import base64
+import binascii
+
+from flask import Blueprint
+
+from raftd.errors import BadRequest, TooLarge
+from raftd.kv import Delete, Get, If, Set, Transaction
+from raftd.web.parameters import checked_key, json_object, shown, ttl
+from raftd.web.writes import how_to_write, write
+
+MAX_BODY_BYTES = 1 << 20
+MAX_PARTS = 128  # of each of the three lists
+LARGEST_INDEX = 2**63 - 1
+
+blueprint = Blueprint("raftd_txn", __name__)
+
+
+@blueprint.post("/txn")
+def transact():
+    """If all conditions hold do all of ``then``, else all of ``else``."""
+    how = how_to_write()
+    asked = json_object(MAX_BODY_BYTES)
+    for name in asked:
+        if name not in ("if", "then", "else"):
+            raise BadRequest(f"there is no member {shown(name)} here; known: if, then, else")
+    transaction = Transaction(_parts(asked, "if", _condition), _parts(asked, "then", _operation), _parts(asked, "else", _operation))
+    if not transaction.then and not transaction.otherwise:
+        raise BadRequest('a transaction has operations in "then" or "else"')
+    return write(transaction, how["timeout"])
+
+
+def _parts(asked, name, part):
+    found = asked.get(name, [])
+    if not isinstance(found, list):
+        raise BadRequest(f'"{name}" must be a list')
+    if len(found) > MAX_PARTS:
+        raise TooLarge(f'"{name}" has at most {MAX_PARTS} members')
+    try:
+        return tuple([part(members) for members in found])
+    except BadRequest as error:
+        raise BadRequest(f'in "{name}": {error}') from None
+
+
+def _condition(members):
+    key, rest = _key(members, "key")
+    if len(rest) != 1:
+        raise BadRequest('a condition is {"key": KEY, "index": N}, or "exists": true or false, or "value": TEXT, or "value_base64": TEXT')
+    [(what, wanted)] = rest.items()
+    match what:
+        case "index" if type(wanted) is int and 0 <= wanted <= LARGEST_INDEX:
+            return If(key, what, wanted)
+        case "exists" if type(wanted) is bool:
+            return If(key, what, wanted)
+        case "value" | "value_base64":
+            return If(key, "value", _value(rest))
+    raise BadRequest(f"the member {shown(what)} of a condition cannot be {shown(str(wanted))}")
+
+
+def _operation(members):
+    for name in _OPERATIONS:
+        if isinstance(members, dict) and name in members:
+            key, rest = _key(members, name)
+            return _OPERATIONS[name](key, rest)
+    raise BadRequest('an operation is {"set": KEY, "value": TEXT}, {"delete": KEY} or {"get": KEY}')
+
+
+def _set(key, rest):
+    milliseconds = 0
+    if "ttl" in rest:
+        if not isinstance(rest["ttl"], str):
+            raise BadRequest('"ttl" must be a string such as "30s"')
+        milliseconds = ttl(rest.pop("ttl"))
+    return Set(key, _value(rest), ttl=milliseconds)
+
+
+def _delete(key, rest):
+    _nothing_else(rest)
+    return Delete(key)
+
+
+def _get(key, rest):
+    _nothing_else(rest)
+    return Get(key)
+
+
+_OPERATIONS = {"set": _set, "delete": _delete, "get": _get}
+
+
+def _nothing_else(rest):
+    for name in rest:
+        raise BadRequest(f"there is no member {shown(name)} here")
+
+
+def _key(members, name):
+    """(the key in the member *name*, the other members)."""
+    if not isinstance(members, dict) or not isinstance(members.get(name), str):
+        raise BadRequest(f'"{name}" must be a key')
+    return checked_key(members[name]), {other: member for other, member in members.items() if other != name}
+
+
+def _value(rest):
+    """The value in the only member left, as text or in base64."""
+    match rest:
+        case {"value": str(text), **others} if not others:
+            return _bytes_of(text)
+        case {"value_base64": str(text), **others} if not others:
+            try:
+                return base64.b64decode(text, validate=True)
+            except (binascii.Error, ValueError):
+                raise BadRequest('"value_base64" is not base64') from None
+    raise BadRequest('a value is "value": TEXT or "value_base64": TEXT, and nothing else')
+
+
+def _bytes_of(text):
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise BadRequest('"value" has half of a surrogate pair; send it as "value_base64"') from None

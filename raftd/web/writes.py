@@ -1,0 +1,66 @@
+"""What every write has in common: the headers that may come with it, and what is answered. Must not know what paths there are."""
+
+from raftd.errors import IdempotencyMismatch, NotFound, PreconditionFailed, TooLarge
+from raftd.kv import MAX_RESULT_BYTES, Request, Set, Touch, Transaction, encode
+from raftd.web.answers import done_answer, error_answer, json_answer, transacted_answer
+from raftd.web.current import current_node
+from raftd.web.parameters import fence, idempotency_key, query
+
+
+def how_to_write(**more):
+    """The parameters of the URL that any write may have, and *more*."""
+    return query(**more, timeout=current_node().settings.write_timeout_seconds, redirect=False)
+
+
+def write(command, timeout):
+    """Replicate *command* with what the headers of the request say of it; the answer."""
+    applied = current_node().propose(encode(_as_asked(command)), timeout)
+    answer = _outcome_answer(command, applied)
+    if applied.result.replayed:
+        answer.headers["Idempotent-Replay"] = "true"
+    return answer
+
+
+def _as_asked(command):
+    """*command*, and what came with it, if anything did. What has a time to live needs the time of the leader."""
+    node, key, held = current_node(), idempotency_key(), fence()
+    parts = command.then + command.otherwise if isinstance(command, Transaction) else (command,)
+    lasts = any(isinstance(part, (Set, Touch)) and part.ttl for part in parts)
+    if not key and not held and not lasts:
+        return command
+    return Request(command, node.state_machine.clock.lead(node.term) if lasts else 0, key, held)
+
+
+def _outcome_answer(command, applied):
+    outcome = applied.result
+    if outcome.kind == "deleted-prefix":
+        return json_answer({"deleted": outcome.detail, "index": outcome.index}, applied.index)
+    if outcome.kind == "transacted":
+        return transacted_answer(command, outcome, applied.index)
+    error, etag = outcome_of(applied)
+    return error_answer(error, applied.index) if error else done_answer(applied.index, etag)
+
+
+def outcome_of(applied):
+    """(the error that a write has ended with, or None; the ETag to answer, or None)."""
+    kind, index = applied.result[:2]
+    match kind:
+        case "written" | "touched":
+            return None, f'"{index}"'
+        case "deleted":
+            return None, None
+        case "missing":
+            return NotFound("no such key"), None
+        case "refused" if index:
+            return PreconditionFailed(f"the key was last written at {index}", f'"{index}"'), None
+        case "refused":
+            return PreconditionFailed("there is no such key"), None
+        case "fenced" if index:
+            return PreconditionFailed(f"the key of X-Raft-Fence was created at {index}: another holds it now"), None
+        case "fenced":
+            return PreconditionFailed("the key of X-Raft-Fence is not there: nobody holds it now"), None
+        case "reused":
+            return IdempotencyMismatch("this Idempotency-Key came with another request before; nothing was done"), None
+        case "too-large":
+            return TooLarge(f"a transaction answers values of at most {MAX_RESULT_BYTES} bytes; nothing was done"), None
+    raise AssertionError(f"unknown outcome: {applied!r}")
