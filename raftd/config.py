@@ -40,7 +40,8 @@ class Settings:
     max_value_bytes            the largest value of a key
     write_timeout_seconds      how long a write waits for its commit when the request does not say
     client_threads             requests of clients that can wait at the same time
-    max_connections            open connections, all kinds together
+    max_connections            open connections, all kinds together but for those who watch
+    max_watchers               who watches changes at the same time
     """
 
     heartbeat_seconds: float = 0.1
@@ -59,6 +60,7 @@ class Settings:
     write_timeout_seconds: float = 5.0
     client_threads: int = 64
     max_connections: int = 4096
+    max_watchers: int = 2048
 
     def check(self):
         for field in fields(self):

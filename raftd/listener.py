@@ -27,11 +27,16 @@ from waitress.parser import HTTPRequestParser, ParsingError
 from waitress.task import ErrorTask, ThreadedTaskDispatcher, WSGITask
 from waitress.trigger import trigger
 from waitress.utilities import BadRequest as MalformedRequest
+from waitress.utilities import build_http_date
 
 from raftd.errors import BadRequest, Overloaded, RaftdError, StartupError, Stopping, TooLarge
 from raftd.lane import MAX_PLAIN_BYTES, Lane, Plain, log_request
 from raftd.sockets import Sockets
+from raftd.watchers import Watchers
 from raftd.web.answers import NOT_CACHED, error_body, error_fields, error_line
+from raftd.web.db import WAITED
+from raftd.web.parameters import wait_of
+from raftd.web.watch import OFFER, Offer
 
 log = logging.getLogger(__name__)
 
@@ -123,6 +128,26 @@ class Request(WSGITask):
         super().start()
         self._began = time.monotonic()
 
+    def get_environment(self):
+        environment, watchers = super().get_environment(), self.channel.server.watchers
+        self._offer = environment[OFFER] = Offer(watchers.are_full)
+        if self.request in self.channel.has_waited:
+            environment[WAITED] = True
+        return environment
+
+    def execute(self):
+        super().execute()
+        if self._offer.taken:
+            self._hand_over(self._offer.taken)
+
+    def _hand_over(self, stream):
+        """The connection lives on in a second descriptor; waitress closes its own."""
+        _end_connection(self)
+        lines = [f"{name}: {value}\r\n" for name, value in self.response_headers]
+        head = f"HTTP/1.1 {self.status}\r\n{''.join(lines)}Date: {build_http_date(time.time())}\r\nServer: raftd\r\n\r\n"
+        self.wrote_header = True
+        self.channel.server.watchers.take(self.channel.socket.dup(), head.encode("latin-1"), stream)
+
     def build_response_header(self):
         code = int(self.status.split()[0])
         self.status = f"{code} {HTTPStatus(code).phrase}"
@@ -178,6 +203,7 @@ class Channel(HTTPChannel):
     error_task_class = Refused
     parser_class = Parser
     began, waits = 0.0, False
+    has_waited = ()  # the request for whose key to change has been waited, if that is so
     _head = b""  # of a plain request whose body is still to come
     _kept_bytes = 0  # of answers, sent or not, that are still in a buffer
 
@@ -386,8 +412,17 @@ class Dispatcher:
             self._quick.add_task(channel)
         elif path.startswith(("/join", "/members", "/leader")) and request.command in _CHANGES:
             self._changes.add_task(channel)
-        elif not self.lane.take(channel):
+        elif not self.lane.take(channel) and not self._park(channel, request):
             self.add_client_task(channel)
+
+    def _park(self, channel, request):
+        """True if *request* is a read that waits for its key to change, and does not begin before that; who waits has no thread."""
+        found = "wait=" in request.query and request.command in ("GET", "HEAD") and wait_of(request.path, request.query)
+        if not found:
+            return False
+        channel.has_waited = (request,)
+        self.watchers.park(*found, lambda: self.add_client_task(channel))
+        return True
 
     def add_client_task(self, channel):
         request = channel.requests[0]
@@ -434,7 +469,7 @@ class Listener:
         self._sockets = Sockets()
         self._server = create_server(
             app, self._sockets, sockets=[listening], _dispatcher=self._dispatcher, ident="raftd", clear_untrusted_proxy_headers=False,
-            connection_limit=_allowed_connections(settings.max_connections),
+            connection_limit=_allowed_connections(settings.max_connections, settings.max_watchers),
             max_request_header_size=MAX_HEAD_BYTES, max_request_body_size=largest, inbuf_overflow=2 * largest,
             outbuf_overflow=2 * largest, outbuf_high_watermark=2 * largest)
         self._server.channel_class = Channel
@@ -445,6 +480,7 @@ class Listener:
         self._server.raft_headers, self._server.max_value_bytes = node.headers, settings.max_value_bytes
         self._dispatcher.lane = self._server.lane = Lane(
             node, lambda: self._wake.pull_trigger(), self._dispatcher.add_task, self._dispatcher.add_client_task)
+        self._dispatcher.watchers = self._server.watchers = self._watchers = Watchers(node.state_machine, settings.max_watchers)
         self._wake, self._stopping = Wake(self._sockets), False
         self._sockets.before_wait, self._sockets.after_wait = self._before_wait, self._server.lane.awake
         self._server.trigger.close()
@@ -459,11 +495,13 @@ class Listener:
 
     def start(self):
         """Begin to answer. Returns self."""
+        self._watchers.start()
         self._thread.start()
         return self
 
     def stop(self):
         """Answer what is under way, then close every connection."""
+        self._watchers.stop()
         self._dispatcher.shutdown()
         self._stopping = True
         self._wake.pull_trigger()
@@ -513,9 +551,9 @@ class Listener:
                 channel.drop()
 
 
-def _allowed_connections(wanted):
-    """As many connections as wanted, if the limit of open files can be raised far enough."""
-    spare = 256  # descriptors for files, peers and threads
+def _allowed_connections(wanted, watchers):
+    """As many connections as wanted, besides *watchers*, if the limit of open files can be raised far enough."""
+    spare = 256 + watchers  # descriptors for files, peers and threads, too
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < wanted + spare:
         soft = wanted + spare if hard == resource.RLIM_INFINITY else min(hard, wanted + spare)

@@ -13,7 +13,7 @@ from flask import Flask
 
 from raftd import errors, web
 from raftd.config import MAX_KEY_BYTES, Settings
-from raftd.kv import Conditions, Delete, Found, Get, List, Listed, Outcome, Set, decode
+from raftd.kv import Changes, Conditions, Delete, Found, Get, HasChanged, History, List, Listed, Outcome, Set, decode
 
 LIMIT = 1000
 RAFT_HEADERS = {"X-Raft-Index": "1042", "X-Raft-Term": "7", "X-Raft-Node": "n1", "X-Raft-Leader": "http://localhost:4002"}
@@ -24,6 +24,14 @@ class Applied(NamedTuple):
     result: Outcome
 
 
+class StubState:
+    """What there is of a state machine besides what the node reads from it."""
+
+    def __init__(self, node):
+        self.clock, self.position = SimpleNamespace(lead=lambda term: 1000 + term), SimpleNamespace(index=1040)
+        self.read, self.subscribe = node.look_up, lambda applied: None
+
+
 class StubNode:
     """Notes every call in ``calls``; answers with ``found``, ``outcome``, or by raising ``error``."""
 
@@ -32,11 +40,11 @@ class StubNode:
     term = 7
 
     def __init__(self):
-        self.state_machine = SimpleNamespace(clock=SimpleNamespace(lead=lambda term: 1000 + term))
+        self.state_machine = StubState(self)
         self.calls = []
         self.error = None
         self.found = Found(b"bar", 41, 1040)
-        self.listed = Listed([], None, 1040)
+        self.listed, self.history, self.has_changed = Listed([], None, 1040), History([], 1040), True
         self.outcome = Outcome("written", 1041)
         self.leader_now = {"name": "n2", "address": "localhost:4002"}
         self.reason = None
@@ -53,7 +61,15 @@ class StubNode:
 
     def read(self, query, level="linearizable", min_index=0, timeout=5.0):
         self._called("read", query, level, min_index, timeout)
-        return self.listed if isinstance(query, List) else self.found
+        return self._answer_to(query)
+
+    def look_up(self, query):
+        return self._answer_to(query)
+
+    def _answer_to(self, query):
+        if isinstance(query, Changes) and isinstance(self.history, Exception):
+            raise self.history
+        return {List: self.listed, Changes: self.history, HasChanged: self.has_changed}.get(type(query), self.found)
 
     def join(self, name, address, voter, timeout):
         self._called("join", name, address, voter, timeout)

@@ -1,18 +1,18 @@
 """The key/value state machine: what a command means, and the file that holds the keys and values."""
 
 from raftd.kv.commands import (
-    Changes, Conditions, Delete, DeletePrefix, Expire, Fence, Found, Get, History, If, Item, List, Listed, Outcome, Request, Set,
-    Touch, Transaction, UnknownCommand,
+    Changes, Conditions, Delete, DeletePrefix, Expire, Fence, Found, Get, HasChanged, History, If, Item, List, Listed, Outcome, Request,
+    Set, Touch, Transaction, UnknownCommand,
 )
-from raftd.kv.database import Position
+from raftd.kv.database import CHANGE_KINDS, MOST_CHANGES_OF_AN_ENTRY, Position, change_id, index_of
 from raftd.kv.encoding import decode, encode
 from raftd.kv.execution import MAX_RESULT_BYTES
 from raftd.kv.snapshot import BadSnapshot, Incoming, Snapshot
 from raftd.kv.store import KeyValueStore
 
 __all__ = [
-    "MAX_RESULT_BYTES",
     "BadSnapshot",
+    "CHANGE_KINDS",
     "Changes",
     "Conditions",
     "Delete",
@@ -21,6 +21,7 @@ __all__ = [
     "Fence",
     "Found",
     "Get",
+    "HasChanged",
     "History",
     "If",
     "Incoming",
@@ -28,6 +29,8 @@ __all__ = [
     "KeyValueStore",
     "List",
     "Listed",
+    "MAX_RESULT_BYTES",
+    "MOST_CHANGES_OF_AN_ENTRY",
     "Outcome",
     "Position",
     "Request",
@@ -36,6 +39,8 @@ __all__ = [
     "Touch",
     "Transaction",
     "UnknownCommand",
+    "change_id",
     "decode",
     "encode",
+    "index_of",
 ]

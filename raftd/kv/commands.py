@@ -186,10 +186,19 @@ class Listed(NamedTuple):
 
 
 class Changes(NamedTuple):
-    """The query for what has happened after the change *after* (``database.change_id``), at most *limit* changes."""
+    """The query for what has happened after the change *after* (``database.change_id``): at most *limit* changes, and values of about
+    *most_bytes*."""
 
     after: int
     limit: int = 1000
+    most_bytes: int = 8 << 20
+
+
+class HasChanged(NamedTuple):
+    """The query for whether something has happened to *key* after the entry *index*; True, too, if that is not known any more."""
+
+    key: str
+    index: int
 
 
 class History(NamedTuple):

@@ -21,7 +21,8 @@ from raftd.errors import DamagedFiles, StorageFailed
 
 APPLICATION_ID = 0x7261666B  # "rafk"
 FORMAT = 2  # user_version
-PUT, DELETED, EXPIRED = 1, 2, 3  # kinds of changes
+PUT, DELETED, EXPIRED = 1, 2, 3
+CHANGE_KINDS = {PUT: "put", DELETED: "delete", EXPIRED: "expire"}
 MOST_CHANGES_OF_AN_ENTRY = 1_000_000  # that have an id
 
 _SCHEMA = {

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from raftd.errors import HistoryGone, StorageFailed
 from raftd.kv import database
 from raftd.kv.commands import Found, History, Item, Listed
-from raftd.kv.database import Change, change_checksum, end_of, head_checksum, index_of
+from raftd.kv.database import Change, change_checksum, change_id, end_of, head_checksum, index_of
 
 MAX_BYTES = 8 << 20  # of the keys and values in one answer; one more may come
 
@@ -68,9 +68,19 @@ def history(connection, path, query):
             id, kind, previous_index, _, key, value = row
             changes.append(Change(id, kind, previous_index, key, value))
             size += len(value)
-            if size > MAX_BYTES:
+            if size > query.most_bytes:
                 break
     return History(changes, applied_index)
+
+
+def has_changed(connection, path, query):
+    """The answer to HasChanged."""
+    with _one_moment(connection):
+        heads = connection.execute("SELECT change_id FROM kv WHERE key = ?", (query.key,)).fetchall()
+        after = change_id(query.index)
+        if heads or after < database.read_totals(connection, path).history_start:
+            return not heads or heads[0][0] > after
+        return bool(connection.execute("SELECT 1 FROM changes WHERE id > ? AND key = ? LIMIT 1", (after, query.key)).fetchall())
 
 
 @contextmanager

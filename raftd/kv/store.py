@@ -12,13 +12,14 @@ import logging
 import os
 import sqlite3
 import threading
+import time
 from contextlib import contextmanager, suppress
 
 from raftd import sqlitefile
 from raftd.errors import REPLACE_NODE, DamagedFiles, StartupError, Stopping, StorageFailed
 from raftd.kv import database, execution, queries
 from raftd.kv.clock import Clock
-from raftd.kv.commands import Changes, Get, List
+from raftd.kv.commands import Changes, Get, HasChanged, List
 from raftd.kv.encoding import decode, foresee
 from raftd.kv.readers import Readers
 from raftd.kv.snapshot import BadSnapshot, Incoming, Snapshot, copy
@@ -79,6 +80,27 @@ class KeyValueStore:
         """Call *applied* whenever the state has changed, in the applier's thread: it must be quick, and raise nothing."""
         self._subscribers.append(applied)
 
+    def wait_for_more(self, position, seconds):
+        """Wait, in the thread that calls, until there is a state after the change *position* (``change_id``); False after so many
+        *seconds* without."""
+        return self._wait_until(lambda: database.change_id(self._position.index) > position, seconds)
+
+    def wait_for_change(self, key, index, seconds):
+        """The same, until *key* has changed after the entry *index*."""
+        return self._wait_until(lambda: self.read(HasChanged(key, index)), seconds)
+
+    def _wait_until(self, truth, seconds):
+        changed, deadline = threading.Event(), time.monotonic() + seconds
+        self.subscribe(changed.set)
+        try:
+            while not truth():
+                if self._closed or not changed.wait(max(0, deadline - time.monotonic())):
+                    return False
+                changed.clear()
+            return True
+        finally:
+            self._subscribers.remove(changed.set)
+
     @property
     def durable_index(self):
         """The applied index that is surely on disk."""
@@ -107,7 +129,7 @@ class KeyValueStore:
     foresee = staticmethod(foresee)
 
     def read(self, query):
-        """The answer to a Get, List or Changes, as Found, Listed or History; never waits for ``apply``.
+        """The answer to a Get, List, Changes or HasChanged, as Found, Listed, History or bool; never waits for ``apply``.
 
         Raises StorageFailed if what was asked for is not as it was written, HistoryGone.
         """
@@ -118,6 +140,8 @@ class KeyValueStore:
                 return self._readers.read(queries.list_keys, self._path, query, self.clock.now)
             case Changes():
                 return self._readers.read(queries.history, self._path, query)
+            case HasChanged():
+                return self._readers.read(queries.has_changed, self._path, query)
         raise AssertionError(f"no query: {query!r}")
 
     def verify(self, pause=lambda: None):
@@ -264,7 +288,7 @@ class KeyValueStore:
         if totals.time != self._totals.time:
             self.clock.hear(totals.time)
         self._totals, self.next_deadline = totals, next_deadline
-        for applied in self._subscribers:
+        for applied in list(self._subscribers):
             applied()
 
     def _remember(self, heads):

@@ -10,7 +10,9 @@ from flask import Response, request
 from werkzeug.datastructures import MIMEAccept
 from werkzeug.http import parse_accept_header
 
-from raftd.errors import BadRequest, MethodNotAllowed, NotFound, NotLeader, Overloaded, PreconditionFailed, RaftdError, TooLarge
+from raftd.errors import (
+    BadRequest, HistoryGone, MethodNotAllowed, NotFound, NotLeader, Overloaded, PreconditionFailed, RaftdError, TooLarge,
+)
 from raftd.kv import Delete, Get, Set
 from raftd.web.current import current_node
 from raftd.web.parameters import wants_redirect
@@ -161,6 +163,7 @@ def error_fields(error, index=None):
         "X-Raft-Leader": error.leader,
         "X-Content-Type-Options": "nosniff",
         "ETag": error.etag if isinstance(error, PreconditionFailed) else None,
+        "X-Raft-Oldest-Index": error.oldest if isinstance(error, HistoryGone) else None,
         "Retry-After": RETRY_AFTER_SECONDS if isinstance(error, Overloaded) else None,
     })
 

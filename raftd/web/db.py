@@ -1,6 +1,6 @@
 """``/db``: keys and values. Must not know how a write is replicated or what makes a read safe."""
 
-from flask import Blueprint
+from flask import Blueprint, request
 from werkzeug.routing import BaseConverter
 
 from raftd.errors import BadRequest
@@ -10,6 +10,7 @@ from raftd.web.current import current_node
 from raftd.web.parameters import ITEMS, check_target, conditions, key_of, no_conditions, query, value_of_body
 from raftd.web.writes import how_to_write, write
 
+WAITED = "raftd.waited"  # in the WSGI environment: the key of a read that waits has changed, or the wait is over
 blueprint = Blueprint("raftd_db", __name__, url_prefix="/db")
 
 
@@ -30,9 +31,12 @@ def get(key):
     """The value of *key*, never older than the request unless ``level=stale``; for how sure that is with ``leader`` see ``Node.read``."""
     if not key:
         return _list()
-    node = current_node()
-    how = query(level="linearizable", min_index=0, timeout=node.settings.write_timeout_seconds)
-    found = node.read(Get(key_of(key)), **how)
+    node, key = current_node(), key_of(key)
+    how = query(level="linearizable", min_index=0, timeout=node.settings.write_timeout_seconds, wait=0.0, index=0)
+    seconds, index = how.pop("wait"), how.pop("index")
+    if seconds and WAITED not in request.environ:
+        node.state_machine.wait_for_change(key, index, seconds)
+    found = node.read(Get(key), **how)
     return no_value_answer(found.applied_index) if found.value is None else value_answer(found)
 
 

@@ -5,7 +5,7 @@ Whatever is not understood is refused, never skipped: a misspelt ``level=stael``
 
 import json
 import re
-from urllib.parse import unquote_to_bytes
+from urllib.parse import parse_qs, unquote_to_bytes
 
 from flask import request
 from werkzeug.exceptions import RequestEntityTooLarge
@@ -17,6 +17,7 @@ from raftd.web.current import current_node
 
 LEVELS = ("linearizable", "leader", "stale")
 MAX_TIMEOUT_SECONDS = 60.0
+MAX_WAIT_SECONDS = 600.0
 MAX_ENTITY_TAGS = 100
 MAX_JSON_BYTES = 64 * 1024
 MAX_TTL_SECONDS = 10 * 366 * 86400.0
@@ -138,10 +139,12 @@ def _level(text):
     return text
 
 
-def _min_index(text):
-    if not re.fullmatch(r"[0-9]{1,18}", text):
-        raise BadRequest(f"min_index is a log index, not {shown(text)}")
-    return int(text)
+def _index(name):
+    def parse(text):
+        if not re.fullmatch(r"[0-9]{1,18}", text):
+            raise BadRequest(f"{name} is a log index, not {shown(text)}")
+        return int(text)
+    return parse
 
 
 def _timeout(text):
@@ -151,6 +154,16 @@ def _timeout(text):
         raise BadRequest(f"timeout is a duration such as 500ms or 5s, not {shown(text)}") from None
     if not 0 < seconds <= MAX_TIMEOUT_SECONDS:
         raise BadRequest(f"timeout is more than 0s and at most {MAX_TIMEOUT_SECONDS:.0f}s, not {shown(text)}")
+    return seconds
+
+
+def _wait(text):
+    try:
+        seconds = duration(text)
+    except ValueError:
+        raise BadRequest(f"wait is a duration such as 500ms or 30s, not {shown(text)}") from None
+    if not 0 <= seconds <= MAX_WAIT_SECONDS:
+        raise BadRequest(f"wait is at most {MAX_WAIT_SECONDS:.0f}s, not {shown(text)}")
     return seconds
 
 
@@ -196,7 +209,8 @@ def _flag(name):
     return parse
 
 
-_PARSERS = {"level": _level, "min_index": _min_index, "timeout": _timeout, "ttl": ttl, "limit": _limit,
+_PARSERS = {"level": _level, "wait": _wait, "since": str, "timeout": _timeout, "ttl": ttl, "limit": _limit,
+            **{name: _index(name) for name in ("min_index", "index")},
             **{name: _text(name) for name in ("prefix", "after")},
             **{name: _flag(name) for name in ("redirect", "keys_only", "all", "touch")}}
 
@@ -226,6 +240,18 @@ def _entity_tags(header, weak_too):
     if len(tags) > MAX_ENTITY_TAGS:
         raise BadRequest(f"{header} has more than {MAX_ENTITY_TAGS} entity tags")
     return tuple(int(tag) for weak, tag in tags if (weak_too or not weak) and _OUR_TAG.fullmatch(tag))
+
+
+def wait_of(path, query):
+    """(key, index, seconds) that a read waits for, as they stand in a request that no view has seen; None if a view should look at it."""
+    try:
+        key = path.removeprefix("/db/").encode("latin-1").decode()
+        asked = parse_qs(query, keep_blank_values=True, strict_parsing=True, errors="strict")
+        if key != path and key and all(len(values) == 1 for values in asked.values()):
+            return key, _index("index")(asked.get("index", ["0"])[0]), _wait(asked["wait"][0])
+    except (ValueError, KeyError, BadRequest):
+        pass  # it will be refused
+    return None
 
 
 def no_conditions():

@@ -59,6 +59,8 @@ def _first(heard, sent):
     status = int(status[1])
     if status < 200:
         return Said(status, fields, b""), rest
+    if fields.get("content-type", "").startswith("text/event-stream") and "content-length" not in fields:  # up to its end
+        return Said(status, fields, rest), b""
     length = fields.get("content-length", "")
     _require(length.isdecimal(), f"an answer without a length: {head[:500]}")
     # The answer to a HEAD has the length of a body that it has not.

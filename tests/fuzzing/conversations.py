@@ -21,8 +21,9 @@ USUAL = {"GET": ("level=stale", "level=linearizable", "min_index=1", "timeout=5s
 PATHS = ("/", "*", "/db", "/db/", "/dbx", "//db/a", "/DB/a", "/status", "/members", "/leader", "/livez", "/readyz", "/join", "/raft/",
          "/raft/identity", "/raft/append", "/metrics", "/members/n1", "/members/", "/members/a/b", "/members/%2e", "/db/../status",
          "/%64b/a", "http://h/db/a", "http://h:99999/db/a", "http://[::1/db/a", "ftp://x@y/db/a", "db/a", "?", "/db/a;b", "/status/",
-         "/livez?x=1")
-PARAMETERS = ("level", "min_index", "timeout", "redirect", "LEVEL", "level ", "", "x", "min_index[]", "%6Cevel", "é", "\u0665")
+         "/livez?x=1", "/txn", "/txn/", "/watch", "/watch/")
+PARAMETERS = ("level", "min_index", "timeout", "redirect", "prefix", "after", "limit", "keys_only", "all", "ttl", "touch", "wait",
+              "index", "since", "LEVEL", "level ", "", "x", "min_index[]", "%6Cevel", "é", "\u0665")
 VALUES = ("linearizable", "stale", "stael", "", "1", "0", "true", "false", "yes", "5s", "500ms", "2m", "61s", "0s", "-1s", "1e3s", "1.5s",
           "1_0s", "5", "s", "٣", "²", "１s", "18446744073709551616", "999999999999999999", "1000000000000000000", "-1", "+1", " 1", "1 ",
           "0x10", "NaN", "inf", "9" * 5000, "%00", "%ff", "%F0%9F%98%80", "%", "a%26b", "a;b", "'\"><")
@@ -93,20 +94,25 @@ def request(rng):
         return rng.choice(unusual if rarely(rng, chance) else usual)
 
     method = odd(("GET", "HEAD", "POST", "PUT", "DELETE"), METHODS)
-    target = odd((path_of_a_key, path_of_a_key, path_of_the_cluster), (any_target,))(rng)
+    target = odd((path_of_a_key, path_of_a_key, path_of_many, path_of_the_cluster), (any_target,))(rng)
     parameters = [rng.choice(USUAL[method])] if method in USUAL and rarely(rng, 0.2) else []
     if rarely(rng, chance):
         parameters = some(rng, 5, parameter)
-    target += "?" + rng.choice("&&&;").join(parameters) if parameters else ""
+    target += ("&" if "?" in target else "?") + rng.choice("&&&;").join(parameters) if parameters else ""
     fields = ["Host: " + odd(("localhost",), HOSTS), *(some(rng, 6, field) if rarely(rng, chance) else ())]
     body = b""
     if method in ("POST", "PUT", "PATCH") or rarely(rng, chance):
-        body, framing = framed(rng, json_body(rng) if "join" in target or "leader" in target else value(rng), chance)
+        body, framing = framed(rng, body_for(rng, target), chance)
         fields += framing
     if rarely(rng, chance):
         rng.shuffle(fields)
     head = "\r\n".join([f"{method} {target} {odd(('HTTP/1.1',) * 9 + ('HTTP/1.0',), VERSIONS)}", *fields, "", ""])
     return head.encode("utf-8", "surrogatepass") + body
+
+
+def path_of_many(rng):
+    return rng.choice(("/db/", "/db/?prefix=a", "/db/?prefix=a&limit=7&keys_only", "/db/?prefix=&all=true", "/txn", "/watch",
+                       "/watch?since=2000", "/watch?since=3", "/db/a?wait=1s&index=5", "/db/a?touch&ttl=1s", "/db/a?ttl=24h"))
 
 
 def path_of_a_key(rng):
@@ -131,9 +137,14 @@ def parameter(rng):
 
 def field(rng):
     """A line of the head."""
-    match rng.randrange(14):
+    match rng.randrange(16):
         case 13:
             return "Expect: 100-continue"
+        case 14:
+            return "X-Raft-Fence: " + rng.choice(("a=7", "a", "a=", "=7", "a=0", "a=b=7", "%zz=7", "%ff=7", "é=7", "x" * 5000 + "=7",
+                                                     "a=" + "9" * 30))
+        case 15:
+            return "Last-Event-ID: " + rng.choice(("7", "7.999999", "7.9", "", "x", "-1", "9" * 30, "٣"))
         case 0:
             return "Connection: " + rng.choice(CONNECTIONS)
         case 1:
@@ -198,6 +209,31 @@ def chunked(rng, body, chance):
         sent += b"%x" % len(chunk) + extension + b"\r\n" + chunk + b"\r\n"
         position += size
     return sent + (rng.choice(LAST_CHUNKS) if rarely(rng, chance) else b"0\r\n\r\n")
+
+
+def body_for(rng, target):
+    if "txn" in target:
+        return transaction_body(rng)
+    return json_body(rng) if "join" in target or "leader" in target else value(rng)
+
+
+TXN_NAMES = ("key", "index", "exists", "value", "value_base64", "set", "delete", "get", "ttl", "x")
+
+
+def transaction_body(rng):
+    """The body of a /txn, nearly."""
+    def part():
+        if rarely(rng, 0.6):
+            return rng.choice(({"set": "a", "value": "1"}, {"set": "a", "value_base64": "AAE=", "ttl": "1s"}, {"delete": "a"}, {"get": "a"},
+                               {"key": "a", "exists": True}, {"key": "a", "index": 7}, {"key": "a", "value": "1"}))
+        members = {rng.choice(TXN_NAMES): rng.choice(JSON_VALUES) for _ in range(rng.randint(0, 3))}
+        return members if not rarely(rng, 0.1) else rng.choice(JSON_VALUES)
+    lists = {rng.choice(("if", "then", "else", "then", "x")): [part() for _ in range(rng.choice((0, 1, 1, 2, 129)))] for _ in range(2)}
+    if rarely(rng, 0.3):
+        lists = {"if": [{"key": "a", "exists": True}], "then": [{"set": "a", "value": "1"}, {"get": "a"}], "else": [{"delete": "a"}]}
+    if rarely(rng, 0.1):
+        return json_body(rng)
+    return json.dumps(lists, ensure_ascii=rarely(rng, 0.5)).encode("utf-8", "surrogatepass")
 
 
 JSON_VALUES = ("n1", "n2", "", "..", "x" * 65, "é", "a\nb", "\ud800", "http://127.0.0.1:1", "http://127.0.0.1:1/", "http://[::1]:1",

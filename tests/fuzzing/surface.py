@@ -10,6 +10,7 @@ import select
 import socket
 import time
 from collections import Counter, deque
+from contextlib import closing
 from functools import partial
 from types import SimpleNamespace
 
@@ -19,8 +20,8 @@ from fuzzing import Finding, answers, rarely
 from fuzzing.conversations import conversation
 from raftd import listener
 from raftd.config import Settings
-from raftd.errors import CommitTimeout, NoQuorum, NotLeader, Overloaded, RaftdError, Refusal, StorageFailed, Stopping
-from raftd.kv import DeletePrefix, Found, Item, List, Listed, Outcome, Request, Transaction, decode
+from raftd.errors import CommitTimeout, HistoryGone, NoQuorum, NotLeader, Overloaded, RaftdError, Refusal, StorageFailed, Stopping
+from raftd.kv import Changes, DeletePrefix, Found, History, Item, List, Listed, Outcome, Request, Transaction, decode
 from raftd.kv.clock import Clock
 from raftd.node import Applied
 from raftd.server import Server
@@ -32,13 +33,26 @@ FIRST_MARK = 2000
 LOUD = logging.WARNING  # nothing that a client says is worth more in the log than this; a fault of ours is
 
 
+class NoWatchers:
+    """Nothing changes here: what would be watched ends after its head, who would wait has waited."""
+
+    are_full = False
+
+    def take(self, connection, head, stream):
+        with closing(connection):
+            connection.sendall(head)
+
+    def park(self, key, index, seconds, resume):
+        resume()
+
+
 class NotingNode:
     """Numbers whatever would change something, and shows the number in the answer: an answer that refuses must have no new one."""
 
     name, address = "n1", "localhost:4001"
     settings = Settings(max_value_bytes=1000)
     is_installing, term = False, 7
-    state_machine = SimpleNamespace(clock=Clock())
+    state_machine = SimpleNamespace(clock=Clock(), subscribe=lambda applied: None)
 
     def __init__(self):
         self.marks, self.admitted, self.failure, self.kind, self.found = 0, 0, None, "written", Found(b"bar", 41, 1040)
@@ -86,12 +100,17 @@ class NotingNode:
     submit_stale_read = submit_read
 
     def look_up(self, query):
+        match query:
+            case List():
+                return Listed([Item("k", self.found.value, 41, 41, 1, None)], None, self.found.applied_index)
+            case Changes(after):
+                if after == FIRST_MARK:
+                    raise HistoryGone(FIRST_MARK + 1)
+                return History([], self.found.applied_index)
         return self.found
 
     def read(self, query, level="linearizable", min_index=0, timeout=5.0):
-        if isinstance(query, List):
-            return Listed([Item("k", self.found.value, 41, 41, 1, None)], None, self.found.applied_index)
-        return self.found
+        return self.look_up(query)
 
     def out_of_reach(self):
         return ""
@@ -162,6 +181,7 @@ class Surface:
         self._peers = PeerServer(partial(Server._admit, SimpleNamespace(_node=self.node)), None)
         self._listener = listener.Listener(self._listening, create_app(self.node, "1.2.3"), self._peers, self.node)
         self._server, dispatcher = self._listener._server, self._listener._dispatcher
+        self._server.watchers = dispatcher.watchers = NoWatchers()
         for pool in ("_clients", "_quick", "_changes"):
             getattr(dispatcher, pool).set_thread_count(0)
             setattr(dispatcher, pool, self.queue)
