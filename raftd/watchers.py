@@ -25,6 +25,7 @@ CHANGES_AT_ONCE, BYTES_AT_ONCE = 1000, 256 * 1024  # that are read together, and
 SEND_BUFFER_BYTES = 256 * 1024  # of the system, for one connection
 MAX_PENDING_BYTES = 128 << 20  # in the buffers of all who watch; the slowest are dropped
 STALL_SECONDS = 10.0  # without a byte taken, and one who watches is too slow
+FAREWELL_SECONDS = 10.0  # without a byte taken, and one who is dropped does not hear that it is
 REST = 4  # so many times as long as it took to tell all, it rests
 RETRY_SECONDS = 1.0  # when the state cannot be read
 
@@ -194,9 +195,11 @@ class Watchers:
                     texts[wanted] = events(changes, *wanted)
                 watcher.position = self._told
                 self._say(watcher, texts[wanted])
-        for key in {change.key for change in changes} & self._parked.keys():
+        last = {change.key: change.id for change in changes}
+        for key in last.keys() & self._parked.keys():
             for parked in list(self._parked[key]):
-                self._release(parked)
+                if last[key] > change_id(parked.index):  # it may know of what is only now applied here
+                    self._release(parked)
         self._tell_those_behind()
 
     def _next_changes(self):
@@ -290,10 +293,10 @@ class Watchers:
         """Once a second: at who is too slow, and who has heard nothing for long."""
         pending = sum(len(watcher.pending) for watcher in self._watching.values())
         for watcher in sorted(self._watching.values(), key=lambda watcher: watcher.moved):
-            too_slow = watcher.pending and (now - watcher.moved > STALL_SECONDS or pending > MAX_PENDING_BYTES)
-            if too_slow and watcher.ends:
-                self._forget(watcher)
-            elif too_slow:
+            if watcher.ends:
+                if now - watcher.moved > FAREWELL_SECONDS:
+                    self._forget(watcher)
+            elif watcher.pending and (now - watcher.moved > STALL_SECONDS or pending > MAX_PENDING_BYTES):
                 pending -= len(watcher.pending)
                 self._drop(watcher, "dropped", "too slow: nothing was taken for a while, and there is more to tell")
             elif not watcher.pending and now - watcher.moved > KEEP_ALIVE_SECONDS:

@@ -1,0 +1,360 @@
+"""Those who wait for changes: what they are told, in which order, who is too slow, and that one thread does it all."""
+
+import json
+import socket
+import threading
+import time
+from contextlib import closing
+
+import pytest
+
+from raftd import watchers as module
+from raftd.kv import Delete, KeyValueStore, Set, Transaction, change_id, encode
+from raftd.kv.execution import Limits
+from raftd.watchers import Watchers
+from raftd.web.watch import Stream
+
+DEADLINE_SECONDS = 20
+HEAD = b"HTTP/1.1 200 OK\r\n\r\n"
+
+
+@pytest.fixture
+def limits():
+    return Limits()
+
+
+@pytest.fixture
+def store(tmp_path, limits):
+    with closing(KeyValueStore(tmp_path, limits=limits)) as store:
+        yield store
+
+
+@pytest.fixture
+def watchers(store):
+    watchers = Watchers(store, most=100).start()
+    yield watchers
+    watchers.stop()
+
+
+def apply(store, *commands):
+    first = store.position.index + 1
+    store.apply([(index, encode(command)) for index, command in enumerate(commands, first)], first + len(commands) - 1, 1, b"")
+
+
+class Client:
+    """Who watches. ``events``: (id, kind, data) of all that was heard; data None for an id without an event."""
+
+    def __init__(self, watchers, since=None, prefix="", keys_only=False, store=None):
+        self._socket, theirs = socket.socketpair()
+        self._socket.settimeout(DEADLINE_SECONDS)
+        position = change_id(store.position.index) if since is None else since
+        watchers.take(theirs, HEAD, Stream(None, position, prefix, keys_only, None))
+        self.heard, self.ended = b"", False
+
+    def hear_until(self, truth):
+        while not truth():
+            data = self._socket.recv(65536)
+            if not data:
+                self.ended = True
+                assert truth(), f"it ended after {self.heard[-500:]}"
+                return
+            self.heard += data
+
+    def hear(self, count):
+        """The next so many events, all that was heard before included."""
+        self.hear_until(lambda: len(self.events) >= count)
+        return self.events
+
+    @property
+    def events(self):
+        whole = self.heard.removeprefix(HEAD).rpartition(b"\n\n")[0].decode()
+        found = []
+        for block in whole.split("\n\n"):
+            fields = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
+            if "event" in fields:
+                found.append((fields.get("id"), fields["event"], json.loads(fields["data"])))
+        return found
+
+    def close(self):
+        self._socket.close()
+
+
+def short(events):
+    return [(id, kind, data["key"], data.get("value")) for id, kind, data in events]
+
+
+def eventually(truth):
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not truth():
+        assert time.monotonic() < deadline, "it has not come"
+        time.sleep(0.005)
+
+
+# What is told
+
+
+def test_each_change_is_told_once_in_order(store, watchers):
+    client = Client(watchers, store=store)
+    apply(store, Set("a", b"1"))
+    apply(store, Set("b", b"\xff"), Delete("a"))
+    apply(store, Delete("none"))
+    apply(store, Transaction((), (Set("a", b"2"), Set("b", b"3"))))
+    assert client.hear(5) == [
+        ("1", "put", {"key": "a", "index": 1, "previous_index": 0, "value": "1"}),
+        ("2", "put", {"key": "b", "index": 2, "previous_index": 0, "value_base64": "/w=="}),
+        ("3", "delete", {"key": "a", "index": 3, "previous_index": 1}),
+        ("4.999999", "put", {"key": "a", "index": 5, "previous_index": 0, "value": "2"}),
+        ("5", "put", {"key": "b", "index": 5, "previous_index": 2, "value": "3"})]
+    assert client.heard.startswith(HEAD + b": the changes after 0\nid: 0\n\n")
+
+
+def test_a_prefix_and_keys_only(store, watchers):
+    clients = [Client(watchers, store=store, prefix=prefix, keys_only=keys_only) for prefix, keys_only in (
+        ("a", False), ("a", True), ("b", False), ("", True))]
+    apply(store, Set("a", b"1"), Set("ab", b"2"), Set("b", b"3"), Delete("a"))
+    apply(store, Set("a", b"last"), Set("b", b"last"))
+    assert short(clients[0].hear(4)) == [
+        ("1", "put", "a", "1"), ("2", "put", "ab", "2"), ("4", "delete", "a", None), ("5", "put", "a", "last")]
+    assert short(clients[1].hear(4)) == [
+        ("1", "put", "a", None), ("2", "put", "ab", None), ("4", "delete", "a", None), ("5", "put", "a", None)]
+    assert short(clients[2].hear(2)) == [("3", "put", "b", "3"), ("6", "put", "b", "last")]
+    assert [event[0] for event in clients[3].hear(6)] == ["1", "2", "3", "4", "5", "6"]
+
+
+@pytest.mark.parametrize("since, first", [(0, "1"), (2_000_000, "2.999999"), (2_999_998, "2.999999"), (2_999_999, "3"), (3_000_000, "4")])
+def test_who_goes_on_is_told_what_comes_after(store, watchers, since, first):
+    apply(store, Set("a", b"1"), Set("a", b"2"), Transaction((), (Set("b", b"3"), Set("c", b"3"))), Set("a", b"4"))
+    client = Client(watchers, since)
+    apply(store, Set("a", b"5"))
+    eventually(lambda: client.hear(1) and client.hear(1)[-1][0] == "5" or not client.hear(len(client.events) + 1))
+    ids = [event[0] for event in client.events]
+    everything = ["1", "2", "2.999999", "3", "4", "5"]
+    assert ids == everything[everything.index(first):]
+
+
+def test_who_is_ahead_waits_until_it_comes(store, watchers):
+    """On a server that is behind."""
+    client = Client(watchers, since=3_000_000)
+    for number in range(1, 6):
+        apply(store, Set("a", b"%d" % number))
+    assert [event[0] for event in client.hear(2)] == ["4", "5"]
+
+
+def test_many_changes_are_told_in_pieces_while_more_come(store, watchers):
+    apply(store, *(Set(f"k{number}", b"%d" % number) for number in range(5000)))
+    early, late = Client(watchers, since=0), Client(watchers, store=store)
+    for number in range(5000, 6000, 10):
+        apply(store, *(Set(f"k{more}", b"%d" % more) for more in range(number, number + 10)))
+    assert [event[0] for event in early.hear(6000)] == [str(index) for index in range(1, 6001)]
+    assert [event[0] for event in late.hear(1000)] == [str(index) for index in range(5001, 6001)]
+
+
+def test_large_values(store, watchers):
+    client = Client(watchers, since=0)
+    apply(store, *(Set(f"k{number}", bytes([65 + number]) * (1 << 20)) for number in range(8)))
+    assert [(data["key"], data["value"] == chr(65 + number) * (1 << 20)) for number, (_, _, data) in enumerate(client.hear(8))] == [
+        (f"k{number}", True) for number in range(8)]
+
+
+@pytest.mark.parametrize("limits", [Limits(changes=50, removed_at_once=1)], ids=["few"])
+def test_who_goes_on_where_the_history_is_gone_is_told_so(store, watchers):
+    apply(store, *(Set("a", b"%d" % number) for number in range(200)))
+    client = Client(watchers, since=5_000_000)
+    client.hear_until(lambda: client.ended)
+    [(id, kind, data)] = client.events
+    assert (id, kind, data["id"]) == (None, "gone", "5") and "kept no longer" in data["reason"]
+
+
+def test_who_hears_nothing_for_long_is_told_that_it_is_still_there(store, watchers, monkeypatch):
+    monkeypatch.setattr(module, "KEEP_ALIVE_SECONDS", 0.5)
+    client = Client(watchers, store=store, prefix="other")
+    apply(store, Set("a", b"1"))
+    client.hear_until(lambda: b"\n\n: index 1\n\n" in client.heard)
+    assert client.events == []
+
+
+# Who does not listen
+
+
+def test_who_takes_nothing_is_dropped_with_an_event_that_says_so(store, watchers, monkeypatch):
+    monkeypatch.setattr(module, "STALL_SECONDS", 0.3)
+    slow, quick = Client(watchers, store=store), Client(watchers, store=store)
+    for number in range(24):
+        apply(store, Set("a", b"x" * (256 << 10)))
+        quick.hear(number + 1)
+    eventually(lambda: [watcher for watcher in watchers._watching.values() if watcher.ends])
+    slow.hear_until(lambda: slow.ended)
+    *told, (id, kind, data) = slow.events
+    assert (id, kind) == (None, "dropped") and "too slow" in data["reason"]
+    assert [event[0] for event in told] == [str(index) for index in range(1, len(told) + 1)], "what it was told is whole"
+    assert 0 < len(told) < 24 and data["id"] == str(len(told)), "it can go on from there"
+    apply(store, Set("a", b"last"))
+    assert quick.hear(25)[-1][2]["value"] == "last"
+
+
+def test_who_takes_nothing_at_all_is_forgotten(store, watchers, monkeypatch):
+    monkeypatch.setattr(module, "STALL_SECONDS", 0.3)
+    monkeypatch.setattr(module, "FAREWELL_SECONDS", 0.3)
+    client = Client(watchers, store=store)
+    for _ in range(24):
+        apply(store, Set("a", b"x" * (256 << 10)))
+    eventually(lambda: not watchers._watching)
+    client.close()
+
+
+def test_what_is_pending_for_all_is_bounded(store, watchers, monkeypatch):
+    monkeypatch.setattr(module, "MAX_PENDING_BYTES", 1 << 20)
+    clients = [Client(watchers, store=store) for _ in range(8)]
+    for number in range(24):
+        apply(store, Set("a", bytes([number]) * (256 << 10)))
+    eventually(lambda: sum(watcher.ends for watcher in watchers._watching.values()) >= 4)
+    for client in clients:
+        client.close()
+
+
+def test_who_has_gone_is_forgotten(store, watchers):
+    clients = [Client(watchers, store=store) for _ in range(10)]
+    eventually(lambda: len(watchers._watching) == 10)
+    for client in clients:
+        client.close()
+    eventually(lambda: not watchers._watching)
+    apply(store, Set("a", b"1"))
+
+
+def test_no_more_are_taken_than_allowed(store):
+    watchers = Watchers(store, most=2)
+    assert not watchers.are_full
+    Client(watchers, store=store), Client(watchers, store=store)
+    assert watchers.are_full
+    watchers.start().stop()
+
+
+def test_all_streams_end_when_it_stops(store):
+    watchers = Watchers(store, most=10).start()
+    clients = [Client(watchers, store=store) for _ in range(3)]
+    for client in clients:
+        client.hear_until(lambda client=client: b"id: 0" in client.heard)
+    watchers.stop()
+    for client in clients:
+        client.hear_until(lambda client=client: client.ended)
+    apply(store, Set("a", b"1"))
+
+
+# The one thread
+
+
+def test_nobody_is_looked_at_while_nothing_happens(store, watchers, monkeypatch):
+    client, reads, read = Client(watchers, store=store), [], store.read
+    monkeypatch.setattr(store, "read", lambda query: reads.append(query) or read(query))
+    apply(store, Set("a", b"1"))
+    client.hear(1)
+    eventually(lambda: watchers._told == 1_000_000)
+    before = len(reads)
+    time.sleep(0.3)  # nothing may happen in it
+    assert len(reads) == before
+
+
+def test_who_is_slow_makes_no_work(store, watchers, monkeypatch):
+    """Somebody who could be told more, but takes nothing, is no reason to look again and again."""
+    slow = Client(watchers, store=store)
+    for _ in range(24):
+        apply(store, Set("a", b"x" * (256 << 10)))
+    eventually(lambda: watchers._told == 24_000_000)
+    steps, step = [], watchers._step
+    monkeypatch.setattr(watchers, "_step", lambda: steps.append(1) or step())
+    time.sleep(0.5)
+    assert len(steps) < 20
+    slow.close()
+
+
+def test_what_has_changed_is_read_once_for_all_who_are_up_to_date(store, watchers, monkeypatch):
+    clients = [Client(watchers, store=store, prefix=prefix) for prefix in ("", "a", "b") for _ in range(20)]
+    eventually(lambda: len(watchers._watching) == 60)
+    reads, read = [], store.read
+    monkeypatch.setattr(store, "read", lambda query: reads.append(query) or read(query))
+    apply(store, Set("a", b"1"), Set("b", b"1"))
+    for client in clients:
+        client.hear(1)
+    assert len(reads) <= 2
+
+
+def test_it_rests_four_times_as_long_as_it_works(store, watchers, monkeypatch):
+    told, tell = [], watchers._tell
+
+    def slow():
+        began = time.monotonic()
+        time.sleep(0.05)
+        tell()
+        told.append((began, time.monotonic()))
+    monkeypatch.setattr(watchers, "_tell", slow)
+    client = Client(watchers, store=store)
+    for number in range(40):
+        apply(store, Set("a", b"%d" % number))
+        time.sleep(0.02)
+    client.hear(40)
+    rests = [(begins - ended) / (ended - began) for (began, ended), (begins, _) in zip(told, told[1:], strict=False)]
+    assert rests and min(rests) > 3.5, rests
+
+
+# Reads that wait
+
+
+class Waiting:
+    def __init__(self, watchers, key, index, seconds=60):
+        self.done = threading.Event()
+        watchers.park(key, index, seconds, self.done.set)
+
+    def is_done(self):
+        return self.done.wait(DEADLINE_SECONDS)
+
+
+def test_a_read_waits_for_its_key(store, watchers):
+    apply(store, Set("a", b"1"), Set("gone", b"1"), Delete("gone"))
+    at_once = [Waiting(watchers, *wanted) for wanted in (("a", 0), ("gone", 2), ("gone", 1), ("gone", 0))]
+    waiting = [Waiting(watchers, *wanted) for wanted in (("a", 1), ("a", 3), ("gone", 3), ("none", 0), ("none", 3))]
+    assert all(each.is_done() for each in at_once)
+    apply(store, Set("b", b"1"))
+    time.sleep(0.1)
+    assert not any(each.done.is_set() for each in waiting)
+    apply(store, Set("a", b"2"), Set("gone", b"2"), Set("none", b"1"))
+    assert all(each.is_done() for each in waiting)
+    assert not watchers._parked
+
+
+def test_a_read_waits_no_longer_than_it_wants_to(store, watchers):
+    began = time.monotonic()
+    waiting = [Waiting(watchers, "a", 0, seconds) for seconds in (0.4, 0.2, 60)]
+    assert waiting[1].is_done() and waiting[0].is_done()
+    assert 0.4 <= time.monotonic() - began and not waiting[2].done.is_set()
+
+
+def test_who_knows_more_than_this_server_waits_for_what_comes_after(store, watchers):
+    """A write is answered before it is applied, and by the leader before it comes to others."""
+    waiting = Waiting(watchers, "a", 2)
+    apply(store, Set("a", b"1"))
+    apply(store, Set("a", b"2"))
+    eventually(lambda: watchers._told == 2_000_000)
+    assert not waiting.done.is_set()
+    apply(store, Set("a", b"3"))
+    assert waiting.is_done()
+
+
+def test_a_delete_ends_the_wait(store, watchers):
+    apply(store, Set("a", b"1"))
+    waiting = Waiting(watchers, "a", 1)
+    apply(store, Delete("a"))
+    assert waiting.is_done()
+
+
+def test_who_waits_is_answered_when_it_stops(store):
+    watchers = Watchers(store, most=10).start()
+    waiting = Waiting(watchers, "a", 0)
+    watchers.stop()
+    assert waiting.is_done()
+
+
+@pytest.mark.parametrize("limits", [Limits(changes=5, removed_at_once=1)], ids=["few"])
+def test_who_asks_for_what_is_not_known_any_more_is_answered(store, watchers):
+    """A key that is not there may have gone after that entry, or before."""
+    apply(store, *(Set("b", b"%d" % number) for number in range(50)))
+    assert Waiting(watchers, "a", 3).is_done()
