@@ -69,7 +69,7 @@ PLACES = {
 NOT_IN_THE_CORE = {
     "Figure 13, 2 and 5": "files of snapshots are the state machine's: test_kv_store.py, test_node.py",
     "section 6, joint consensus; thesis 4.3": "not done: one server at a time is enough, and simpler",
-    "section 8, serial numbers; thesis 6.3": "not done yet: an Idempotency-Key is refused rather than forgotten, test_web.py",
+    "section 8, serial numbers; thesis 6.3": "the state machine's, by Idempotency-Key: test_kv_execution.py, and the simulation",
     "thesis 4.2.1, rounds": "how a newcomer is found to have caught up: test_membership.py, whose tests name it",
     "thesis 5.1, 5.3, 5.4": "not done: the state machine on disk is its own snapshot, and each server compacts by itself",
     "thesis 6.4, waiting for last_applied": "the node's: test_node.py, and the simulation",
