@@ -8,7 +8,8 @@ from mutants.raft import RAFT
 from mutants.runtime import RUNTIME
 from mutants.state import STATE
 from mutants.storage import STORAGE
+from mutants.watching import WATCHING
 from mutants.web import WEB
 
-ROOMS = (RAFT, LEASES, STORAGE, STATE, DATABASE_BUGS, RUNTIME, PEERS, LISTEN, WEB)
+ROOMS = (RAFT, LEASES, STORAGE, STATE, DATABASE_BUGS, RUNTIME, PEERS, LISTEN, WATCHING, WEB)
 CATALOGUE = tuple(mutant for room in ROOMS for mutant in room)

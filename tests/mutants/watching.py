@@ -1,0 +1,137 @@
+"""Bugs in how changes are told: streams of events, and reads that wait for a key."""
+
+from mutants.mutant import Edit, Mutant
+
+WATCHERS, WATCH, LISTENER, QUERIES, DB, PARAMETERS = (
+    "watchers.py", "web/watch.py", "listener.py", "kv/queries.py", "web/db.py", "web/parameters.py")
+
+TESTS = "tests/test_watchers.py::"
+WEB_TESTS = "tests/test_web_watch.py::"
+CLUSTER_TESTS = "tests/test_cluster_database.py::"
+HISTORIES = "watch histories: etcd, Jepsen 2020"
+
+WATCHING = (
+    Mutant(
+        "watcher-loses-what-is-pending",
+        "Who has not taken all yet is told the next changes in place of the rest.", HISTORIES,
+        [Edit(WATCHERS, "if watcher.position == before and not watcher.pending and not watcher.ends:", "if watcher.position == before:"),
+         Edit(WATCHERS, """
+            if not watcher.pending:
+                self._catch_up(watcher)
+""", """
+            self._catch_up(watcher)
+""")],
+        [TESTS + "test_who_takes_nothing_is_dropped_with_an_event_that_says_so"]),
+    Mutant(
+        "watcher-is-told-twice",
+        "Who is behind is told what comes next, and again what all are told.", HISTORIES,
+        [Edit(WATCHERS, "if watcher.position == before and not watcher.pending and not watcher.ends:",
+              "if not watcher.pending and not watcher.ends:")],
+        [TESTS + "test_many_changes_are_told_in_pieces_while_more_come", TESTS + "test_who_goes_on_is_told_what_comes_after",
+         TESTS + "test_who_is_ahead_waits_until_it_comes"]),
+    Mutant(
+        "catching-up-skips",
+        "Who catches up is thought to be up to date after one piece.", HISTORIES,
+        [Edit(WATCHERS, "watcher.position = changes[-1].id if changes else self._told\n", "watcher.position = self._told\n")],
+        [TESTS + "test_many_changes_are_told_in_pieces_while_more_come"], quick=True),
+    Mutant(
+        "nobody-catches-up",
+        "Who is behind is told nothing until the next change comes.", HISTORIES,
+        [Edit(WATCHERS, """
+        self._is_behind = self._is_behind or self._could_be_told(watcher)
+        self._epoll""", """
+        self._epoll""")],
+        [TESTS + "test_who_goes_on_where_the_history_is_gone_is_told_so", TESTS + "test_large_values"]),
+    Mutant(
+        "slow-watcher-polled",
+        "Who takes nothing is looked at again and again, as fast as it goes.", "no polling",
+        [Edit(WATCHERS, "return watcher.position < self._told and not watcher.pending and not watcher.ends",
+              "return watcher.position < self._told and not watcher.ends")],
+        [TESTS + "test_who_is_slow_makes_no_work"]),
+    Mutant(
+        "slow-watcher-kept",
+        "Who takes nothing is kept for ever, with what it was to take.", "bounded memory",
+        [Edit(WATCHERS, "now - watcher.moved > STALL_SECONDS or pending > MAX_PENDING_BYTES", "pending > MAX_PENDING_BYTES")],
+        [TESTS + "test_who_takes_nothing_is_dropped_with_an_event_that_says_so"]),
+    Mutant(
+        "pending-without-bound",
+        "Thousands who are a little slow hold as much memory as they like.", "bounded memory",
+        [Edit(WATCHERS, "now - watcher.moved > STALL_SECONDS or pending > MAX_PENDING_BYTES", "now - watcher.moved > STALL_SECONDS")],
+        [TESTS + "test_what_is_pending_for_all_is_bounded"]),
+    Mutant(
+        "dropped-in-the-middle-of-an-event",
+        "Who is dropped is told so in place of the rest of the event that it was being told.", HISTORIES,
+        [Edit(WATCHERS, "memoryview(bytes(watcher.pending) + farewell(", "memoryview(farewell(")],
+        [TESTS + "test_who_takes_nothing_is_dropped_with_an_event_that_says_so"]),
+    Mutant(
+        "gone-watchers-kept",
+        "The descriptors of those who have gone are kept until something is to be told.", "descriptors",
+        [Edit(WATCHERS, "if not watcher.connection.recv(4096):", "if watcher.connection.recv(4096) is None:")],
+        [TESTS + "test_who_has_gone_is_forgotten"]),
+    Mutant(
+        "each-watcher-reads-for-itself",
+        "What has changed is read once for each who watches.", "cost per batch",
+        [Edit(WATCHERS, "if watcher.position == before and not watcher.pending and not watcher.ends:", "if False:")],
+        [TESTS + "test_what_has_changed_is_read_once_for_all_who_are_up_to_date"]),
+    Mutant(
+        "watchers-do-not-rest",
+        "Thousands who watch have the processor before writes and peers.", "etcd: watch storms",
+        [Edit(WATCHERS, "self._rest_until = (ended := time.monotonic()) + REST * (ended - now)", "pass")],
+        [TESTS + "test_it_rests_four_times_as_long_as_it_works"]),
+    Mutant(
+        "never-heard-again",
+        "Who hears nothing for long cannot tell that from a server that is gone.", "proxies, half-open connections",
+        [Edit(WATCHERS, "elif not watcher.pending and now - watcher.moved > KEEP_ALIVE_SECONDS:", "elif False:")],
+        [TESTS + "test_who_hears_nothing_for_long_is_told_that_it_is_still_there"]),
+    Mutant(
+        "waits-for-what-has-happened",
+        "A read that waits is not compared with what has happened before it: it waits for the change after.", "lost wake-up",
+        [Edit(WATCHERS, "if self._state.read(HasChanged(new.key, new.index)):", "if False:")],
+        [TESTS + "test_a_read_waits_for_its_key"], quick=True),
+    Mutant(
+        "waits-too-short",
+        "A read that waits is answered by a change that its client knows already, which comes late to this server.", "the contract",
+        [Edit(WATCHERS, "if last[key] > change_id(parked.index):", "if last[key]:")],
+        [TESTS + "test_who_knows_more_than_this_server_waits_for_what_comes_after"]),
+    Mutant(
+        "waits-past-its-time",
+        "A read that waits is answered only when its key changes.", "the contract",
+        [Edit(WATCHERS, "while self._deadlines and self._deadlines[0][0] <= now:", "while False:")],
+        [TESTS + "test_a_read_waits_no_longer_than_it_wants_to"]),
+    Mutant(
+        "deletes-are-no-change",
+        "Who asks whether a key has changed that is not there any more is told that it has not.", "the contract",
+        [Edit(QUERIES, "LIMIT 1\", (after, query.key)).fetchall())", "LIMIT 0\", (after, query.key)).fetchall())")],
+        [TESTS + "test_a_read_waits_for_its_key"]),
+    Mutant(
+        "waits-in-a-thread",
+        "Each read that waits holds one of the threads for requests.", "waitress: a request that waits holds a thread",
+        [Edit(LISTENER, "elif not self.lane.take(channel) and not self._park(channel, request):", "elif not self.lane.take(channel):")],
+        [CLUSTER_TESTS + "test_two_hundred_reads_that_wait_hold_no_thread"]),
+    Mutant(
+        "last-event-id-ignored",
+        "A browser that goes on is told everything since the beginning again.", "the standard of server-sent events",
+        [Edit(WATCH, 'if "Last-Event-ID" in request.headers else', 'if "Last-Event-Id" in request.args else')],
+        [WEB_TESTS + "test_where_a_stream_goes_on"]),
+    Mutant(
+        "watch-from-what-is-applied",
+        "A stream from now on begins where this node is, which may be behind: it tells what was answered before.", "the contract",
+        [Edit(WATCH, "position = change_id(node.read(Changes(_LAST, 0), timeout=how[\"timeout\"]).applied_index)",
+              "position = change_id(node.look_up(Changes(_LAST, 0)).applied_index)")],
+        [WEB_TESTS + "test_a_stream_begins_where_the_state_is_now"]),
+    Mutant(
+        "gone-history-streamed",
+        "Who asks for changes that are kept no longer gets a stream, and no 410.", "the contract",
+        [Edit(WATCH, "        node.look_up(Changes(position, 0))\n", "        pass\n")],
+        [WEB_TESTS + "test_a_history_that_is_gone_is_410_with_the_oldest_index"]),
+    Mutant(
+        "ids-of-an-entry-alike",
+        "All changes of a transaction have the same id: who breaks off in the middle loses the rest.", HISTORIES,
+        [Edit(WATCH, 'return f"{index}.{more:06}" if more else str(index)', "return str(index + bool(more))")],
+        [TESTS + "test_each_change_is_told_once_in_order"], quick=True),
+    Mutant(
+        "watched-value-of-a-delete",
+        "keys_only does not keep values back.", "the contract",
+        [Edit(WATCH, 'if kind == "put" and not keys_only else {}', 'if kind == "put" else {}')],
+        [TESTS + "test_a_prefix_and_keys_only"]),
+)
