@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from chaos.faults import FAULTS
-from chaos.run import EVENTS, OUTCOMES, Options, longest_gap, run, summary
+from chaos.run import CAREFUL, EVENTS, OUTCOMES, Options, longest_gap, run, summary
 from cluster import needs_cgroups, needs_network, needs_strace
 
 BIN_CHAOS = Path(__file__).resolve().parent.parent / "bin/chaos"
@@ -33,6 +33,7 @@ def test_a_minute_under_fire():
     assert report.violations == [], report.directory
     assert [name for name in FAULTS if not report.faults[name]] == [], "a fault did not happen"
     assert [name for name in EVENTS if not report.events[name] and name not in NOT_IN_EVERY_RUN] == []
+    assert [name for name in CAREFUL if not report.careful[name]] == []
     assert all(sum(count for (_, name), count in report.operations.items() if name == outcome) > 50 for outcome in OUTCOMES)
 
 
@@ -63,6 +64,8 @@ honest, seen = KeyValueStore.read, {}
 
 def read(self, query):
     found = honest(self, query)
+    if not hasattr(query, "key") or not hasattr(found, "value"):
+        return found
     old = seen.setdefault(query.key, found)
     return old._replace(applied_index=found.applied_index) if random.random() < 0.1 else found
 

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from chaos.checker import OK, UNKNOWN, remains, violations
+from chaos.careful import CAREFUL_PREFIX, Careful
 from chaos.clients import Clients, unknown
 from chaos.faults import FAULTS, MOST_AT_ONCE, Nemesis
 from chaos.world import World
@@ -47,6 +48,7 @@ class Report:
     violations: list = field(default_factory=list)
     notes: list = field(default_factory=list)
     operations: Counter = field(default_factory=Counter)
+    careful: Counter = field(default_factory=Counter)  # requests, attempts, replayed, expired, streams, events
     faults: Counter = field(default_factory=Counter)
     fault_seconds: Counter = field(default_factory=Counter)
     gaps: dict = field(default_factory=dict)  # fault -> the longest time without an acknowledged write that it had a part in
@@ -93,6 +95,7 @@ class _Run:
     def __init__(self, world, options, report, say):
         self._world, self._options, self._report, self._say = world, options, report, say
         self._clients = Clients(world.nodes, options.clients, options.seed)
+        self._careful = Careful(world.nodes, options.seed)
         self._nemesis = Nemesis(world, options.seed, options.faults)
         self._may_remain = {}  # key -> values that it may have in the end, of the epochs that are over
         self._refused, self._counted = set(), 0
@@ -107,6 +110,7 @@ class _Run:
     def _epoch(self, ends):
         self._report.epochs += 1
         self._clients.start()
+        self._careful.start()
         self._nemesis.start(self._options.at_once - (self._report.epochs - 1) % self._options.at_once)
         last = ends + (ends - time.monotonic() if self._options.every_fault and self._report.epochs == 1 else 0)
         try:
@@ -121,6 +125,7 @@ class _Run:
         except AssertionError as error:
             self._violated(f"no peace: {error}")
         self._clients.stop()
+        self._careful.stop()
         self._last_reads()
         self._judge()
 
@@ -171,6 +176,7 @@ class _Run:
         began = time.monotonic()
         for violation in violations(history):
             self._violated(str(violation))
+        self._judge_careful()
         for text in clients.strange:
             self._violated(f"an answer that no fault explains: {text}")
         for text in world.problems:
@@ -183,6 +189,16 @@ class _Run:
                   f"{len(report.violations)} violations; {again}")
         if report.violations:
             self._save(history)
+
+    def _judge_careful(self):
+        try:
+            self._careful.judge()
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            self._violated(f"what the careful have done cannot be read: {error!r}")
+        for text in self._careful.violations:
+            self._violated(text)
+        self._report.careful += self._careful.counts
+        self._careful.counts.clear()
 
     def _save(self, history):
         with open(self._world.directory / "history.jsonl", "w") as file:
@@ -247,7 +263,8 @@ class _Run:
             if expected.get(key) not in values:
                 self._violated(f"in the end {key} has {_short(expected.get(key))}, which no history allows")
         for key in expected.keys() - self._may_remain.keys():
-            self._violated(f"nobody wrote the key {key}")
+            if not key.startswith(CAREFUL_PREFIX):
+                self._violated(f"nobody wrote the key {key}")
         if present := self._refused & set(expected.values()):
             self._violated(f"refused, and there in the end: {[_short(value) for value in present]}")
         for text in world.problems:
@@ -300,7 +317,8 @@ def summary(report):
         lines.append(f"{what:18}" + "".join(f"{report.operations[what, outcome]:10,}" for outcome in OUTCOMES))
     total = [sum(count for (_, name), count in report.operations.items() if name == outcome) for outcome in OUTCOMES]
     lines += [f"{'all':18}" + "".join(f"{count:10,}" for count in total),
-              f"at most {report.most_unknown} of unknown outcome on one key in one epoch", "",
+              f"at most {report.most_unknown} of unknown outcome on one key in one epoch",
+              "sent until answered, and watched: " + ", ".join(f"{name} {report.careful[name]:,}" for name in CAREFUL), "",
               f"{'fault':26}{'times':>7}{'seconds':>9}  longest without an acknowledged write"]
     for name in options.faults:
         lines.append(f"{name:26}{report.faults[name]:7}{report.fault_seconds[name]:9.1f}  {report.gaps.get(name, 0):8.2f} s")
@@ -318,4 +336,5 @@ def summary(report):
     return "\n".join(lines)
 
 
+CAREFUL = ("requests", "attempts", "replayed", "expired", "streams", "events")
 OUTCOMES = (OK, "refused", "fail", UNKNOWN)
