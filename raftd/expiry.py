@@ -9,7 +9,7 @@ import threading
 import time
 
 from raftd.errors import RaftdError
-from raftd.kv import Expire, Request, encode
+from raftd.kv import LIMITS, Expire, Request, encode
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ class Expiry:
 
     def __init__(self, node):
         self._node, self._state = node, node.state_machine
-        self._wake, self._stopping = threading.Event(), False
+        self._wake, self._stopping = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="expiry")
         self._state.subscribe(self._applied)
         self._deadline = None
@@ -38,7 +38,7 @@ class Expiry:
 
     def stop(self):
         """Once the node stops. Waits for the thread."""
-        self._stopping = True
+        self._stopping.set()
         self._wake.set()
         self._thread.join()
 
@@ -49,11 +49,12 @@ class Expiry:
             self._wake.set()
 
     def _run(self):
-        while not self._stopping and (term := self._node.wait_to_lead()) is not None:
+        while not self._stopping.is_set() and (term := self._node.wait_to_lead()) is not None:
             self._wake.clear()
             deadline = self._state.next_deadline
-            if deadline is None:
+            if deadline is None and not self._stopping.is_set():
                 self._wake.wait()
+            if deadline is None:
                 continue
             now = self._state.clock.lead(term)
             due = min(deadline, self._tell_at(deadline))
@@ -72,10 +73,13 @@ class Expiry:
         """Others have as much of the time as this takes: very many keys may expire at the same moment."""
         began = time.monotonic()
         try:
-            self._node.propose(encode(Request(Expire(), now)), PROPOSE_SECONDS)
-            pause = max(GROUP_SECONDS, time.monotonic() - began)
+            applied = self._node.propose(encode(Request(Expire(), now)), PROPOSE_SECONDS)
+            taken = time.monotonic() - began
+            pause = taken if applied.result.detail == LIMITS.expired_at_once else max(GROUP_SECONDS, taken)
         except RaftdError as error:
             log.debug("expiry was put off reason=%s", error)
             pause = RETRY_SECONDS
-        if not self._stopping:
-            time.sleep(pause)
+        except Exception:  # without this thread nothing would expire any more, and nobody would know
+            log.exception("expiry has failed, and is tried again")
+            pause = RETRY_SECONDS
+        self._stopping.wait(pause)

@@ -18,6 +18,7 @@ import socket
 import threading
 import time
 from contextlib import suppress
+from email.utils import formatdate
 from http import HTTPStatus
 
 from waitress import create_server, wasyncore
@@ -27,16 +28,15 @@ from waitress.parser import HTTPRequestParser, ParsingError
 from waitress.task import ErrorTask, ThreadedTaskDispatcher, WSGITask
 from waitress.trigger import trigger
 from waitress.utilities import BadRequest as MalformedRequest
-from waitress.utilities import build_http_date
 
 from raftd.errors import BadRequest, Overloaded, RaftdError, StartupError, Stopping, TooLarge
 from raftd.lane import MAX_PLAIN_BYTES, Lane, Plain, log_request
 from raftd.sockets import Sockets
 from raftd.watchers import Watchers
 from raftd.web.answers import NOT_CACHED, error_body, error_fields, error_line
-from raftd.web.db import WAITED
+from raftd.web.db import OFFER, WAITED
 from raftd.web.parameters import wait_of
-from raftd.web.watch import OFFER, Offer
+from raftd.web.watch import Offer
 
 log = logging.getLogger(__name__)
 
@@ -144,9 +144,10 @@ class Request(WSGITask):
         """The connection lives on in a second descriptor; waitress closes its own."""
         _end_connection(self)
         lines = [f"{name}: {value}\r\n" for name, value in self.response_headers]
-        head = f"HTTP/1.1 {self.status}\r\n{''.join(lines)}Date: {build_http_date(time.time())}\r\nServer: raftd\r\n\r\n"
+        head = f"HTTP/1.1 {self.status}\r\n{''.join(lines)}Date: {formatdate(usegmt=True)}\r\nServer: raftd\r\n\r\n"
+        connection = self.channel.socket.dup()
         self.wrote_header = True
-        self.channel.server.watchers.take(self.channel.socket.dup(), head.encode("latin-1"), stream)
+        self.channel.server.watchers.take(connection, head.encode("latin-1"), stream)
 
     def build_response_header(self):
         code = int(self.status.split()[0])
@@ -420,8 +421,12 @@ class Dispatcher:
         found = "wait=" in request.query and request.command in ("GET", "HEAD") and wait_of(request.path, request.query)
         if not found:
             return False
+        if self.watchers.are_full:
+            request.error = Overloaded("as many are watching, or waiting, as this node allows; ask another")
+            self._quick.add_task(channel)
+            return True
         channel.has_waited = (request,)
-        self.watchers.park(*found, lambda: self.add_client_task(channel))
+        self.watchers.park(*found, channel.socket, lambda: self.add_client_task(channel))
         return True
 
     def add_client_task(self, channel):
@@ -466,10 +471,11 @@ class Listener:
         self._peers, settings = peers, node.settings
         self._dispatcher = Dispatcher(peers, settings.client_threads)
         largest = settings.max_value_bytes + (1 << 20)  # of a body or an answer; neither goes to a file outside of the data path
+        connections, watchers = _allowed_connections(settings.max_connections, settings.max_watchers)
         self._sockets = Sockets()
         self._server = create_server(
             app, self._sockets, sockets=[listening], _dispatcher=self._dispatcher, ident="raftd", clear_untrusted_proxy_headers=False,
-            connection_limit=_allowed_connections(settings.max_connections, settings.max_watchers),
+            connection_limit=connections,
             max_request_header_size=MAX_HEAD_BYTES, max_request_body_size=largest, inbuf_overflow=2 * largest,
             outbuf_overflow=2 * largest, outbuf_high_watermark=2 * largest)
         self._server.channel_class = Channel
@@ -480,7 +486,7 @@ class Listener:
         self._server.raft_headers, self._server.max_value_bytes = node.headers, settings.max_value_bytes
         self._dispatcher.lane = self._server.lane = Lane(
             node, lambda: self._wake.pull_trigger(), self._dispatcher.add_task, self._dispatcher.add_client_task)
-        self._dispatcher.watchers = self._server.watchers = self._watchers = Watchers(node.state_machine, settings.max_watchers)
+        self._dispatcher.watchers = self._server.watchers = self._watchers = Watchers(node.state_machine, watchers)
         self._wake, self._stopping = Wake(self._sockets), False
         self._sockets.before_wait, self._sockets.after_wait = self._before_wait, self._server.lane.awake
         self._server.trigger.close()
@@ -552,13 +558,15 @@ class Listener:
 
 
 def _allowed_connections(wanted, watchers):
-    """As many connections as wanted, besides *watchers*, if the limit of open files can be raised far enough."""
-    spare = 256 + watchers  # descriptors for files, peers and threads, too
+    """As many connections, and of those who watch, as wanted, or their share, if the limit of open files cannot be raised far enough."""
+    spare = 256  # descriptors for files, peers and threads
+    needed = wanted + watchers + spare
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < wanted + spare:
-        soft = wanted + spare if hard == resource.RLIM_INFINITY else min(hard, wanted + spare)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        soft = needed if hard == resource.RLIM_INFINITY else min(hard, needed)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        if soft < wanted + spare:
-            log.warning("few open files are allowed, so few connections limit=%s wanted=%s", soft, wanted + spare)
-            return max(64, soft - spare)
-    return wanted
+        if soft < needed:
+            log.warning("few open files are allowed, so few connections limit=%s wanted=%s", soft, needed)
+            share = max(96, soft - spare)
+            return share * wanted // (wanted + watchers), share * watchers // (wanted + watchers)
+    return wanted, watchers

@@ -14,7 +14,8 @@ storage        ``load()``, ``save(unsaved)``, ``reopen()``, ``lost(index, term)`
 transport      ``connection(link)``, whose ``call(member, request, configuration_index)``, ``post(..., done)``, ``abort()``,
                ``interrupt()`` and ``close()`` reach a peer, ``identify(address)`` and ``refuses(address)``: see
                ``raftd.transport.Transport``
-state machine  ``position``, ``foresee``, ``apply``, ``read``, ``checkpoint``, ``snapshot``, ``receive``, ``install``, ``close``:
+state machine  ``position``, ``steps``, ``foresee``, ``reads``, ``apply``, ``read``, ``checkpoint``, ``snapshot``, ``receive``, ``install``,
+               ``close``:
                see ``raftd.kv.KeyValueStore``
 """
 
@@ -58,6 +59,7 @@ from raftd.turns import LARGE_BYTES, Turns
 log = logging.getLogger(__name__)
 
 MAX_APPLY_BYTES = 1 << 20  # commands in one transaction of the state machine
+MAX_READING = 16  # commands in it whose outcome may be much larger than they are
 APPLY_PAUSE_SECONDS = 0.05  # so long committed entries may wait for others, to be applied together, if nobody waits for them
 MAX_UNAPPLIED, MAX_UNAPPLIED_BYTES = 512, 1 << 20  # entries, and bytes of commands, that do not wait any longer
 MAX_ANSWERED_AHEAD = 8192  # entries; a state machine that is further behind, or by too many bytes, makes all who write wait for it
@@ -163,6 +165,7 @@ class Node:
         self._saving_here = False  # the log is being written by a thread that has an answer to give, not by the log-writer
         self._save_failure, self._save_seconds = None, 0.0  # of such a thread; how long the last write took
         self._applying_since = None  # when the applier began with what it is at; not of an installation, which takes its time
+        self._seen_steps = 0  # of the state machine
         self._disk_has_stalled = False  # the log says that the write under way takes too long
         self._install = None  # (incoming, answer) for the applier
         self._install_pause = self._no_install_before = 0.0
@@ -1004,6 +1007,8 @@ class Node:
             self._disk_has_stalled = True
             log.warning("the disk does not answer, this node neither leads nor confirms what it is sent until it does seconds=%.3f",
                         self._raft.disk_stalled_seconds)
+        if now >= self._state_due_locked() and self._state_machine.steps != self._seen_steps:  # it has much to do, and does it
+            self._seen_steps, self._applying_since = self._state_machine.steps, now
         if now >= self._state_due_locked() and not self._raft.withdrawn:
             self._withdraw_locked(f"it has not answered for {STATE_STALL_SECONDS:g} s")
 
@@ -1382,7 +1387,7 @@ class Node:
                 if not self._wait_for_committed_locked():
                     return
                 self._applier_idle, self._applying_since = False, None if self._install else time.monotonic()
-                install, entries = self._install, () if self._silent else self._raft.take_committed(MAX_APPLY_BYTES)
+                install, entries = self._install, () if self._silent else self._as_many_as_may(self._raft.take_committed(MAX_APPLY_BYTES))
                 configuration = self._raft.configurations.at(entries[-1].index)[1].encode() if entries else None
             try:
                 if install:
@@ -1406,6 +1411,15 @@ class Node:
             if unchecked_entries >= self.settings.compact_entries or unchecked_bytes >= self.settings.compact_bytes:
                 unchecked_entries = unchecked_bytes = 0
                 self._compact()
+
+    def _as_many_as_may(self, entries):
+        """The first of *entries*: of those whose outcome may be large, a few at a time, since all outcomes are in memory together."""
+        reading = 0
+        for count, entry in enumerate(entries):
+            reading += entry.kind == COMMAND and self._state_machine.reads(entry.command)
+            if reading > MAX_READING:
+                return entries[:count]
+        return entries
 
     def _wait_for_committed_locked(self):
         """False when the node stops. Entries that nobody waits for are given a little time to become more."""

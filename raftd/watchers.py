@@ -26,7 +26,8 @@ SEND_BUFFER_BYTES = 256 * 1024  # of the system, for one connection
 MAX_PENDING_BYTES = 128 << 20  # in the buffers of all who watch; the slowest are dropped
 STALL_SECONDS = 10.0  # without a byte taken, and one who watches is too slow
 FAREWELL_SECONDS = 10.0  # without a byte taken, and one who is dropped does not hear that it is
-REST = 4  # so many times as long as it took to tell all, it rests
+AT_WORK_SECONDS = 0.05  # of telling, before it rests
+REST, MOST_REST_SECONDS = 4, 0.2  # so many times as long as it was at work, it rests, or so long
 RETRY_SECONDS = 1.0  # when the state cannot be read
 
 
@@ -36,16 +37,19 @@ class Watcher:
     def __init__(self, connection, stream, head):
         self.connection, self.stream = connection, stream
         self.position = stream.position
-        self.pending = memoryview(head + beginning(self.position))
+        self.pending = memoryview(head + beginning(self.position))  # may be of the same bytes as that of others
+        self.last_words = None  # that come after what is pending, and then nothing
         self.moved = time.monotonic()  # when bytes were last taken, or all had been
-        self.ends = False  # nothing comes after what is pending
 
 
 class Parked:
-    """A request that is answered, by *resume*, when *key* has changed after *index*, or *deadline* has come."""
+    """A request that is answered, by *resume*, when *key* has changed after *index*, or *deadline* has come, or the client has gone.
 
-    def __init__(self, key, index, deadline, resume):
-        self.key, self.index, self.deadline, self.resume = key, index, deadline, resume
+    ``resume`` is None once that is so.
+    """
+
+    def __init__(self, key, index, deadline, connection, resume):
+        self.key, self.index, self.deadline, self.connection, self.resume = key, index, deadline, connection, resume
 
 
 class Watchers:
@@ -58,10 +62,11 @@ class Watchers:
         self._sleeper.setblocking(False)
         self._waker.setblocking(False)
         self._epoll.register(self._sleeper, select.EPOLLIN)
-        self._awake, self._stopping = False, False
+        self._awake = self._stopping = self._ended = False
         self._incoming = deque()  # Watchers and Parkeds of other threads
-        self._watching = {}  # descriptor -> Watcher
-        self._parked, self._deadlines, self._numbers = {}, [], count()  # key -> its Parkeds; all of them, by deadline
+        self._watching = {}  # descriptor -> Watcher, in the order in which they were told something
+        self._parked, self._waiting = {}, {}  # key -> its Parkeds; descriptor -> Parked
+        self._deadlines, self._numbers = [], count()  # of the Parkeds, a heap
         self._told = 0  # the id up to which all who are up to date have been told
         self._is_behind = False  # somebody is not, who could be told more now
         self._rest_until, self._next_look = 0.0, math.inf  # at who is too slow, or hears nothing
@@ -70,7 +75,7 @@ class Watchers:
 
     @property
     def are_full(self):
-        return len(self._watching) + len(self._incoming) >= self._most
+        return len(self._watching) + len(self._waiting) + len(self._incoming) >= self._most
 
     def start(self):
         """Returns self."""
@@ -92,16 +97,21 @@ class Watchers:
         connection.setblocking(False)
         with suppress(OSError):
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
-        self._incoming.append(Watcher(connection, stream, head))
-        self._wake_up()
+        self._add(Watcher(connection, stream, head))
 
-    def park(self, key, index, seconds, resume):
-        """Call *resume*, in any thread, when *key* has changed after *index*, after so many *seconds* at the latest."""
-        self._incoming.append(Parked(key, index, time.monotonic() + seconds, resume))
+    def park(self, key, index, seconds, connection, resume):
+        """Call *resume*, in any thread, when *key* has changed after *index*, or the client of *connection*, a socket, has gone; after so
+        many *seconds* at the latest."""
+        self._add(Parked(key, index, time.monotonic() + seconds, connection, resume))
+
+    def _add(self, new):
+        self._incoming.append(new)
         self._wake_up()
+        if self._ended:
+            self._let_go()
 
     def _applied(self):
-        if self._watching or self._parked:
+        if self._watching or self._waiting:
             self._wake_up()
 
     def _wake_up(self):
@@ -113,18 +123,25 @@ class Watchers:
     # In the thread of this
 
     def _run(self):
-        try:
-            while not self._stopping:
+        while not self._stopping:
+            try:
                 self._step()
-        except Exception:  # nobody would be told anything any more, and nobody would know
-            log.exception("who watches cannot be told any more")
-        finally:
-            self._stopping = True
-            for watcher in [*self._watching.values(), *[new for new in self._incoming if isinstance(new, Watcher)]]:
-                watcher.connection.close()
-            waiting = [parked for others in self._parked.values() for parked in others]
-            for parked in [*waiting, *[new for new in self._incoming if isinstance(new, Parked)]]:
-                parked.resume()
+            except Exception:  # nobody would be told anything any more, and nobody would know
+                log.exception("all who watch are sent away")
+                self._let_go()
+        self._ended = True
+        self._let_go()
+
+    def _let_go(self):
+        """End all streams, and let all who wait be answered."""
+        while self._incoming:
+            with suppress(IndexError):  # another thread has taken it
+                new = self._incoming.popleft()
+                new.resume() if isinstance(new, Parked) else new.connection.close()
+        for watcher in list(self._watching.values()):
+            self._forget(watcher)
+        for parked in list(self._waiting.values()):
+            self._release(parked)
 
     def _step(self):
         for descriptor, happened in self._epoll.poll(self._seconds_to_wait()):
@@ -132,17 +149,23 @@ class Watchers:
                 self._sleeper.recv(4096)
             elif watcher := self._watching.get(descriptor):
                 self._serve(watcher, happened)
+            elif parked := self._waiting.get(descriptor):
+                self._release(parked)
         self._awake = False
         while self._incoming:
             self._begin(self._incoming.popleft())
         now = time.monotonic()
         if now >= self._rest_until and self._has_more():
             self._tell()
-            self._rest_until = (ended := time.monotonic()) + REST * (ended - now)
+            ended = time.monotonic()
+            self._rest_until = max(self._rest_until, ended + min(REST * (ended - now), MOST_REST_SECONDS))
         if now >= self._next_look:
             self._look_at_all(now)
         while self._deadlines and self._deadlines[0][0] <= now:
             self._release(heapq.heappop(self._deadlines)[2])
+        if len(self._deadlines) > 2 * len(self._waiting) + 100:  # most are of those who have been answered
+            self._deadlines = [entry for entry in self._deadlines if entry[2].resume]
+            heapq.heapify(self._deadlines)
 
     def _seconds_to_wait(self):
         """Until something is due; -1 for ever."""
@@ -151,46 +174,69 @@ class Watchers:
 
     def _has_more(self):
         """True if somebody may not have been told everything."""
-        return bool(self._watching or self._parked) and (self._told < change_id(self._state.position.index) or self._is_behind)
+        return bool(self._watching or self._waiting) and (self._told < change_id(self._state.position.index) or self._is_behind)
 
     def _begin(self, new):
-        if not self._watching and not self._parked:
+        if not self._watching and not self._waiting:
             self._told, self._is_behind = change_id(self._state.position.index), False
         if isinstance(new, Parked):
-            self._parked.setdefault(new.key, []).append(new)
-            heapq.heappush(self._deadlines, (new.deadline, next(self._numbers), new))
-            if self._state.read(HasChanged(new.key, new.index)):
-                self._release(new)
+            self._wait(new)
             return
         self._watching[new.connection.fileno()] = new
         self._epoll.register(new.connection, select.EPOLLIN)
         self._next_look = min(self._next_look, time.monotonic() + 1.0)
         self._send(new)
 
+    def _wait(self, parked):
+        self._parked.setdefault(parked.key, []).append(parked)
+        self._waiting[parked.connection.fileno()] = parked
+        heapq.heappush(self._deadlines, (parked.deadline, next(self._numbers), parked))
+        try:
+            self._epoll.register(parked.connection, select.EPOLLRDHUP)
+            changed = self._state.read(HasChanged(parked.key, parked.index))
+        except (RaftdError, OSError, ValueError):  # who answers it will find that, too, and say so
+            changed = True
+        if changed:
+            self._release(parked)
+
     def _release(self, parked):
-        waiting = self._parked.get(parked.key, [])
-        if parked in waiting:
-            waiting.remove(parked)
-            if not waiting:
-                del self._parked[parked.key]
-            parked.resume()
+        if parked.resume is None:
+            return
+        resume, parked.resume = parked.resume, None
+        self._parked[parked.key].remove(parked)
+        if not self._parked[parked.key]:
+            del self._parked[parked.key]
+        self._waiting = {descriptor: other for descriptor, other in self._waiting.items() if other is not parked}
+        with suppress(OSError, ValueError):  # it was never registered, or is closed
+            self._epoll.unregister(parked.connection)
+        resume()
 
     # What has changed
 
     def _tell(self):
-        """Everybody the next changes."""
+        """Everybody the next changes; those who are behind, as many as there is time for."""
         try:
-            before, changes = self._told, self._next_changes()
+            self._tell_those_up_to_date()
+            self._tell_those_behind(time.monotonic() + AT_WORK_SECONDS)
         except RaftdError as error:
             if not isinstance(error, Stopping):
                 log.warning("who watches is told nothing until the state can be read error=%s", error)
             self._rest_until = time.monotonic() + RETRY_SECONDS
+
+    def _tell_those_up_to_date(self):
+        before, position = self._told, self._state.position.index
+        try:
+            changes = self._state.read(Changes(before, CHANGES_AT_ONCE, BYTES_AT_ONCE)).changes
+        except HistoryGone:  # each will find that it can go on, or is told that it cannot
+            self._told = change_id(position)
+            for parked in list(self._waiting.values()):
+                self._release(parked)
             return
+        self._told = changes[-1].id if changes else max(before, change_id(position))
         texts = {}  # (prefix, keys_only) -> what those are told
         for watcher in list(self._watching.values()):
-            if watcher.position == before and not watcher.pending and not watcher.ends:
-                stream = watcher.stream
-                wanted = stream.prefix, stream.keys_only
+            if watcher.position == before and not watcher.pending and watcher.last_words is None:
+                wanted = watcher.stream.prefix, watcher.stream.keys_only
                 if wanted not in texts:
                     texts[wanted] = events(changes, *wanted)
                 watcher.position = self._told
@@ -200,41 +246,38 @@ class Watchers:
             for parked in list(self._parked[key]):
                 if last[key] > change_id(parked.index):  # it may know of what is only now applied here
                     self._release(parked)
-        self._tell_those_behind()
 
-    def _next_changes(self):
-        """Those after ``_told``, which moves on."""
-        position = self._state.position.index
-        try:
-            changes = self._state.read(Changes(self._told, CHANGES_AT_ONCE, BYTES_AT_ONCE)).changes
-        except HistoryGone:  # another state was installed: each will find that it can go on, or not
-            self._told, self._is_behind = change_id(position), True
-            return []
-        self._told = changes[-1].id if changes else max(self._told, change_id(position))
-        return changes
-
-    def _tell_those_behind(self):
-        self._is_behind = False
+    def _tell_those_behind(self, until):
+        """In turn: who was told something waits until all others were."""
+        self._is_behind, known = False, {}
         for watcher in list(self._watching.values()):
-            if watcher.position >= self._told or watcher.ends:
+            if not self._could_be_told(watcher):
                 continue
-            if not watcher.pending:
-                self._catch_up(watcher)
+            if known and time.monotonic() >= until:
+                self._is_behind = True
+                return
+            self._catch_up(watcher, known)
+            descriptor = watcher.connection.fileno()
+            if descriptor in self._watching:
+                self._watching[descriptor] = self._watching.pop(descriptor)
             self._is_behind = self._is_behind or self._could_be_told(watcher)
 
     def _could_be_told(self, watcher):
-        return watcher.position < self._told and not watcher.pending and not watcher.ends
+        return watcher.position < self._told and not watcher.pending and watcher.last_words is None
 
-    def _catch_up(self, watcher):
-        stream = watcher.stream
-        try:
-            changes = self._state.read(Changes(watcher.position, CHANGES_AT_ONCE, BYTES_AT_ONCE)).changes
-        except HistoryGone as error:
-            self._drop(watcher, "gone", str(error))
-            return
-        watcher.position = changes[-1].id if changes else self._told
-        self._say(watcher, events([change for change in changes if change.id <= self._told], stream.prefix, stream.keys_only))
-        watcher.position = min(watcher.position, self._told)
+    def _catch_up(self, watcher, known):
+        """*known*: what others at the same position were told: (position, prefix, keys_only) -> (position, text)."""
+        wanted = watcher.position, watcher.stream.prefix, watcher.stream.keys_only
+        if wanted not in known:
+            try:
+                changes = self._state.read(Changes(watcher.position, CHANGES_AT_ONCE, BYTES_AT_ONCE)).changes
+            except HistoryGone as error:
+                self._drop(watcher, "gone", str(error))
+                return
+            changes = [change for change in changes if change.id <= self._told]
+            known[wanted] = changes[-1].id if changes else self._told, events(changes, *wanted[1:])
+        watcher.position, text = known[wanted]
+        self._say(watcher, text)
 
     # Connections
 
@@ -254,7 +297,11 @@ class Watchers:
         except OSError:
             self._forget(watcher)
             return
-        if watcher.ends and not watcher.pending:
+        if watcher.last_words and not watcher.pending:
+            watcher.pending, watcher.last_words = memoryview(watcher.last_words), b""
+            self._send(watcher)
+            return
+        if watcher.last_words == b"" and not watcher.pending:
             self._forget(watcher)
             return
         self._is_behind = self._is_behind or self._could_be_told(watcher)
@@ -280,8 +327,7 @@ class Watchers:
     def _drop(self, watcher, event, reason):
         """It has one more event to hear."""
         log.info("who watches is dropped reason=%s", reason)
-        watcher.ends, watcher.moved = True, time.monotonic()
-        watcher.pending = memoryview(bytes(watcher.pending) + farewell(event, reason, watcher.position))
+        watcher.last_words, watcher.moved = farewell(event, reason, watcher.position), time.monotonic()
         self._send(watcher)
 
     def _forget(self, watcher):
@@ -291,14 +337,16 @@ class Watchers:
 
     def _look_at_all(self, now):
         """Once a second: at who is too slow, and who has heard nothing for long."""
-        pending = sum(len(watcher.pending) for watcher in self._watching.values())
-        for watcher in sorted(self._watching.values(), key=lambda watcher: watcher.moved):
-            if watcher.ends:
+        held = {}  # what is pending for some, by identity -> its length
+        for watcher in sorted(self._watching.values(), key=lambda watcher: -watcher.moved):
+            if watcher.last_words is not None:
                 if now - watcher.moved > FAREWELL_SECONDS:
                     self._forget(watcher)
-            elif watcher.pending and (now - watcher.moved > STALL_SECONDS or pending > MAX_PENDING_BYTES):
-                pending -= len(watcher.pending)
+                continue
+            if watcher.pending:
+                held[id(watcher.pending.obj)] = len(watcher.pending.obj)
+            if watcher.pending and (now - watcher.moved > STALL_SECONDS or sum(held.values()) > MAX_PENDING_BYTES):
                 self._drop(watcher, "dropped", "too slow: nothing was taken for a while, and there is more to tell")
             elif not watcher.pending and now - watcher.moved > KEEP_ALIVE_SECONDS:
-                self._say(watcher, keep_alive(self._state.position.index))
+                self._say(watcher, keep_alive(watcher.position))
         self._next_look = now + 1.0 if self._watching else math.inf

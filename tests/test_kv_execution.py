@@ -9,10 +9,11 @@ from raftd.kv import (
     MAX_RESULT_BYTES, Changes, Conditions, Delete, DeletePrefix, Expire, Fence, Found, Get, If, KeyValueStore, List, Outcome, Request, Set,
     Touch, Transaction, encode,
 )
+from raftd.kv import execution
 from raftd.kv.database import DELETED, EXPIRED, PUT, end_of
 from raftd.kv.execution import Limits
 
-FEW = Limits(requests=3, request_bytes=1000, changes=5, change_bytes=100, removed_at_once=1, expired_at_once=2)
+FEW = Limits(requests=3, changes=5, change_bytes=100, removed_at_once=1, expired_at_once=2)
 
 
 @pytest.fixture(params=["one by one", "together"])
@@ -121,10 +122,13 @@ def test_the_newest_requests_are_remembered_the_others_forgotten_in_the_order_of
     assert [outcome.replayed for outcome in outcomes] == [False] * 3 + [True] * 2 + [False] + [True] * 2 + [False, False]
 
 
-@few
-def test_large_outcomes_are_forgotten_earlier(apply):
-    large = [Request(Transaction((), (Set(f"k{number}", b"x" * 600), Get(f"k{number}"))), key=f"k{number}") for number in range(3)]
-    assert [outcome.replayed for outcome in apply(*large, large[0], large[2])] == [False] * 4 + [True]
+def test_what_is_remembered_is_small_so_that_all_the_newest_are(store, apply):
+    """A transaction with an idempotency key answers less: nobody makes others be forgotten by reading much."""
+    large = Transaction((), (Set("b", b"1"), *[Get("a")] * 8))
+    (_, refused, done, again) = apply(Set("a", b"x" * (8 << 10) + b"y"), Request(large, key="k"), Request(large), Request(large, key="k"))
+    assert (refused.kind, done.kind, again) == ("too-large", "transacted", refused._replace(replayed=True))
+    assert apply(Request(Transaction((), (Get("a"),) * 7), key="l"))[0].kind == "transacted"
+    assert store.read(Get("b")).version == 1
 
 
 @few
@@ -196,12 +200,24 @@ def test_operations_of_a_transaction_see_those_before_them(store, apply):
 
 
 def test_a_transaction_that_would_answer_too_much_does_nothing(store, apply):
-    value = b"x" * (1 << 20)
-    outcomes = apply(*(Set(f"k{number}", value) for number in range(9)),
-                     Transaction((), (Set("a", b"1"), *(Get(f"k{number}") for number in range(MAX_RESULT_BYTES >> 20)))),
-                     Transaction((), (Set("b", b"1"), *(Get(f"k{number}") for number in range(MAX_RESULT_BYTES >> 20)), Get("b"))))
-    assert [outcome.kind for outcome in outcomes[9:]] == ["transacted", "too-large"]
+    value = b"x" * (MAX_RESULT_BYTES // 8)
+    outcomes = apply(*(Set(f"k{number}", value) for number in range(8)),
+                     Transaction((), (Set("a", b"1"), *(Get(f"k{number}") for number in range(8)))),
+                     Transaction((), (Set("b", b"1"), *(Get(f"k{number}") for number in range(8)), Get("b"))))
+    assert outcomes[8].kind == "transacted" and outcomes[9] == Outcome("too-large", MAX_RESULT_BYTES)
     assert (store.read(Get("a")).value, store.read(Get("b")).value) == (b"1", None)
+
+
+def test_a_transaction_looks_at_no_value_that_it_does_not_need(store, apply, monkeypatch):
+    """Else a few bytes in the log would make every server read a gigabyte."""
+    looked_at, value = [], execution.Batch._value
+    apply(Set("a", b"x" * (1 << 20)))
+    monkeypatch.setattr(execution.Batch, "_value", lambda batch, key, head: looked_at.append(key) or value(batch, key, head))
+    refused = Transaction((), (Get("a"),) * 128)
+    assert [outcome.kind for outcome in apply(refused, Transaction((If("a", "value", b"y"),) * 128, ()))] == ["too-large", "transacted"]
+    assert looked_at == []
+    assert apply(Transaction((If("a", "value", b"x" * (1 << 20)), If("a", "exists", False)), (), (Get("a"),)))[0].detail[0] is False
+    assert looked_at == ["a", "a"]
 
 
 # Prefixes
@@ -257,6 +273,19 @@ def test_a_list_is_read_page_by_page(store, apply):
     assert store.read(List("k", limit=7)).next is None
     assert store.read(List("k", keys_only=True)).items[0][:5] == ("k0", None, 1, 1, 1)
     assert store.read(List("k", after="z")).items == [] == store.read(List("z")).items
+
+
+def test_a_page_is_found_without_a_look_at_those_before_it(store, apply):
+    apply(*(Set(f"k{number:05}", b"1") for number in range(2000)))
+    steps, first = [], []
+    store._readers.read(lambda connection: connection.set_progress_handler(lambda: steps.append(1), 100))
+    for after in ("", "k00000", "k01900"):
+        steps.clear()
+        assert len(store.read(List("k", after, 50)).items) == 50
+        first = steps[:] if not after else first
+        assert len(steps) < 2 * len(first) + 5, after
+    assert [item.key for item in store.read(List("k01", "a", 1)).items] == ["k01000"]
+    assert [item.key for item in store.read(List("k01", "k01000", 1)).items] == ["k01001"]
 
 
 def test_a_list_of_large_values_is_bounded(store, apply):

@@ -121,6 +121,11 @@ class Machine:
         self.foresees = False
         self.ready.set()
 
+    steps = 0
+
+    def reads(self, command):
+        return command.startswith(b"reads")
+
     def foresee(self, index, command):
         return command.upper() if self.foresees and not command.startswith(b"?") else None
 

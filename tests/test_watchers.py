@@ -9,7 +9,8 @@ from contextlib import closing
 import pytest
 
 from raftd import watchers as module
-from raftd.kv import Delete, KeyValueStore, Set, Transaction, change_id, encode
+from raftd.errors import StorageFailed
+from raftd.kv import Changes, Delete, DeletePrefix, HasChanged, KeyValueStore, Set, Transaction, change_id, encode
 from raftd.kv.execution import Limits
 from raftd.watchers import Watchers
 from raftd.web.watch import Stream
@@ -175,8 +176,8 @@ def test_who_hears_nothing_for_long_is_told_that_it_is_still_there(store, watche
     monkeypatch.setattr(module, "KEEP_ALIVE_SECONDS", 0.5)
     client = Client(watchers, store=store, prefix="other")
     apply(store, Set("a", b"1"))
-    client.hear_until(lambda: b"\n\n: index 1\n\n" in client.heard)
-    assert client.events == []
+    client.hear_until(lambda: b"\n\n: nothing new\nid: 1\n\n" in client.heard)
+    assert client.events == [], "it can go on from there, whatever becomes of the history"
 
 
 # Who does not listen
@@ -188,7 +189,7 @@ def test_who_takes_nothing_is_dropped_with_an_event_that_says_so(store, watchers
     for number in range(24):
         apply(store, Set("a", b"x" * (256 << 10)))
         quick.hear(number + 1)
-    eventually(lambda: [watcher for watcher in watchers._watching.values() if watcher.ends])
+    eventually(lambda: [watcher for watcher in watchers._watching.values() if watcher.last_words])
     slow.hear_until(lambda: slow.ended)
     *told, (id, kind, data) = slow.events
     assert (id, kind) == (None, "dropped") and "too slow" in data["reason"]
@@ -211,10 +212,24 @@ def test_who_takes_nothing_at_all_is_forgotten(store, watchers, monkeypatch):
 def test_what_is_pending_for_all_is_bounded(store, watchers, monkeypatch):
     monkeypatch.setattr(module, "MAX_PENDING_BYTES", 1 << 20)
     monkeypatch.setattr(module, "STALL_SECONDS", 1000)
-    clients = [Client(watchers, store=store) for _ in range(8)]
+    clients = [Client(watchers, store=store, prefix=prefix) for prefix in ("a", "ab", "abc", "abcd")]  # each is told something else
     for number in range(24):
-        apply(store, Set("a", bytes([number]) * (256 << 10)))
-    eventually(lambda: sum(watcher.ends for watcher in watchers._watching.values()) >= 4)
+        apply(store, *(Set("abcd"[:more] + str(number), b"x" * (256 << 10)) for more in range(1, 5)))
+    eventually(lambda: 2 <= sum(watcher.last_words is not None for watcher in watchers._watching.values()))
+    time.sleep(1.5)  # it looks again, and has nothing to do
+    assert sum(watcher.last_words is None for watcher in watchers._watching.values()) >= 1, "who is dropped counts no more"
+    for client in clients:
+        client.close()
+
+
+def test_what_many_are_told_alike_counts_once(store, watchers, monkeypatch):
+    monkeypatch.setattr(module, "MAX_PENDING_BYTES", 4 << 20)
+    monkeypatch.setattr(module, "STALL_SECONDS", 1000)
+    clients = [Client(watchers, store=store) for _ in range(30)]
+    apply(store, Set("a", b"x" * (1 << 20)))
+    eventually(lambda: sum(bool(watcher.pending) for watcher in watchers._watching.values()) == 30)
+    time.sleep(1.5)  # it has looked at all
+    assert all(watcher.last_words is None for watcher in watchers._watching.values())
     for client in clients:
         client.close()
 
@@ -309,7 +324,8 @@ def test_it_rests_four_times_as_long_as_it_works(store, watchers, monkeypatch):
 class Waiting:
     def __init__(self, watchers, key, index, seconds=60):
         self.done = threading.Event()
-        watchers.park(key, index, seconds, self.done.set)
+        self.client, self._server = socket.socketpair()
+        watchers.park(key, index, seconds, self._server, self.done.set)
 
     def is_done(self):
         return self.done.wait(DEADLINE_SECONDS)
@@ -317,8 +333,8 @@ class Waiting:
 
 def test_a_read_waits_for_its_key(store, watchers):
     apply(store, Set("a", b"1"), Set("gone", b"1"), Delete("gone"))
-    at_once = [Waiting(watchers, *wanted) for wanted in (("a", 0), ("gone", 2), ("gone", 1), ("gone", 0))]
-    waiting = [Waiting(watchers, *wanted) for wanted in (("a", 1), ("a", 3), ("gone", 3), ("none", 0), ("none", 3))]
+    at_once = [Waiting(watchers, *wanted) for wanted in (("a", 0), ("gone", 2), ("gone", 1))]
+    waiting = [Waiting(watchers, *wanted) for wanted in (("a", 1), ("a", 3), ("gone", 3), ("gone", 0), ("none", 0), ("none", 3))]
     assert all(each.is_done() for each in at_once)
     apply(store, Set("b", b"1"))
     time.sleep(0.1)
@@ -358,6 +374,101 @@ def test_who_waits_is_answered_when_it_stops(store):
     waiting = Waiting(watchers, "a", 0)
     watchers.stop()
     assert waiting.is_done()
+
+
+def test_who_has_gone_does_not_wait(store, watchers):
+    waiting = Waiting(watchers, "a", 0)
+    eventually(lambda: watchers._waiting)
+    waiting.client.close()
+    assert waiting.is_done() and not watchers._waiting
+
+
+def test_who_has_been_answered_is_forgotten(store, watchers):
+    """Not when the time is over for which he would have waited."""
+    apply(store, Set("a", b"1"))
+    for _ in range(300):
+        assert Waiting(watchers, "a", 0).is_done()
+    eventually(lambda: len(watchers._deadlines) <= 101)
+
+
+def test_a_number_that_is_no_index_ends_nothing(store, watchers):
+    stream, waiting = Client(watchers, store=store), Waiting(watchers, "a", 10**17)
+    apply(store, Set("a", b"1"))
+    assert stream.hear(1) and not waiting.done.is_set()
+
+
+@pytest.mark.parametrize("query", [HasChanged, Changes])
+def test_a_state_that_cannot_be_read_for_a_while_ends_nothing(store, watchers, monkeypatch, query):
+    monkeypatch.setattr(module, "RETRY_SECONDS", 0.05)
+    apply(store, Set("a", b"0"))
+    read, failing = store.read, threading.Event()
+    failing.set()
+
+    def fails(wanted):
+        if isinstance(wanted, query) and failing.is_set():
+            raise StorageFailed("no descriptor is free")
+        return read(wanted)
+    monkeypatch.setattr(store, "read", fails)
+    streams, waiting = [Client(watchers, store=store), Client(watchers, since=0)], Waiting(watchers, "b", 1)
+    apply(store, Set("a", b"1"))
+    assert query is Changes or waiting.is_done(), "who waits is answered: its read will say what is wrong"
+    time.sleep(0.3)
+    failing.clear()
+    apply(store, Set("a", b"2"))
+    assert [len(stream.hear(count)) for count, stream in zip((2, 3), streams, strict=True)] == [2, 3]
+
+
+def test_a_fault_of_ours_sends_all_away_and_is_over_then(store, watchers, monkeypatch, caplog):
+    stream, waiting = Client(watchers, store=store), Waiting(watchers, "b", 0)
+    eventually(lambda: watchers._watching and watchers._waiting)
+    with monkeypatch.context() as patch:
+        patch.setattr(watchers, "_tell", lambda: 1 / 0)
+        apply(store, Set("a", b"1"))
+        stream.hear_until(lambda: stream.ended)
+        assert waiting.is_done() and "all who watch are sent away" in caplog.text
+    stream = Client(watchers, store=store)
+    apply(store, Set("a", b"2"))
+    assert stream.hear(1)
+
+
+def test_who_comes_when_it_has_stopped_is_let_go(store):
+    watchers = Watchers(store, most=10).start()
+    watchers.stop()
+    client = Client(watchers, store=store)
+    client.hear_until(lambda: client.ended)
+    assert Waiting(watchers, "a", 0).is_done()
+
+
+@pytest.mark.parametrize("limits", [Limits(changes=50, removed_at_once=1)], ids=["few"])
+def test_when_the_history_jumps_nobody_is_told_that_nothing_has_happened(store, watchers):
+    """One entry may remove more keys than changes are kept."""
+    apply(store, *(Set(f"k{number}", b"1") for number in range(300)))
+    streams, waiting = [Client(watchers, store=store), Client(watchers, store=store, prefix="other")], Waiting(watchers, "k7", 8)
+    eventually(lambda: len(watchers._watching) == 2 and watchers._waiting)
+    apply(store, DeletePrefix("k"))
+    for stream in streams:
+        stream.hear_until(lambda stream=stream: stream.ended)
+        assert stream.events[-1][1] == "gone"
+    assert waiting.is_done()
+
+
+def test_those_behind_are_told_in_turn_and_others_meanwhile(store, watchers, monkeypatch):
+    monkeypatch.setattr(module, "AT_WORK_SECONDS", 0.0)  # one of them at a time
+    apply(store, *(Set(f"k{number}", b"x" * 100) for number in range(5000)))
+    turns, catch_up = [], watchers._catch_up
+
+    def noted(watcher, known):
+        turns.append(watcher.stream.position)
+        catch_up(watcher, known)
+    monkeypatch.setattr(watchers, "_catch_up", noted)
+    ahead, behind = Client(watchers, store=store, prefix="now"), [Client(watchers, since=number) for number in range(5)]
+    for stream in behind:
+        threading.Thread(target=stream.hear_until, args=[lambda stream=stream: b'"now"' in stream.heard], daemon=True).start()
+    apply(store, Set("now", b"1"))
+    assert ahead.hear(1)
+    eventually(lambda: all(b'"now"' in stream.heard for stream in behind))
+    assert all(len(stream.events) == 5001 for stream in behind)
+    assert max(turns.index(position) for position in set(turns)) < 12 < 20 < len(turns), "somebody had to wait for all others"
 
 
 @pytest.mark.parametrize("limits", [Limits(changes=5, removed_at_once=1)], ids=["few"])

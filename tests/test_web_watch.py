@@ -11,9 +11,9 @@ from test_web import StubNode, assert_error, assert_refused
 from raftd import web
 from raftd.errors import HistoryGone
 from raftd.kv import Changes, Get, HasChanged, KeyValueStore, Set, encode
-from raftd.web.db import WAITED
+from raftd.web.db import OFFER, WAITED
 from raftd.web.parameters import wait_of
-from raftd.web.watch import OFFER, Offer, Stream
+from raftd.web.watch import Offer, Stream
 
 
 @pytest.fixture
@@ -54,8 +54,8 @@ def test_where_a_stream_goes_on(client, node, target, headers, position, prefix,
 
 
 @pytest.mark.parametrize("target", ["/watch?since=", "/watch?since=x", "/watch?since=-1", "/watch?since=7.5", "/watch?since=7.9999999",
-                                    "/watch?since=" + "9" * 19, "/watch?since=٣", "/watch?level=stale", "/watch?prefix=%FF",
-                                    "/watch?keys_only=x"])
+                                    "/watch?since=" + "9" * 19, "/watch?since=1.0000000", "/watch?since=٣", "/watch?level=stale",
+                                    "/watch?prefix=%FF", "/watch?keys_only=x"])
 def test_a_bad_stream_is_refused(client, node, target):
     assert_refused(client.get(target), node)
 
@@ -105,7 +105,7 @@ def test_such_a_stream_says_that_it_is_still_there_and_that_the_history_is_gone(
         return SimpleNamespace(changes=[])
     state = SimpleNamespace(read=read, wait_for_more=lambda position, seconds: False, position=SimpleNamespace(index=41))
     stream = Stream(SimpleNamespace(state_machine=state), 0, "", False, None)
-    assert list(islice(iter(stream), 3)) == [b": the changes after 0\nid: 0\n\n", b": index 41\n\n", b": index 41\n\n"]
+    assert list(islice(iter(stream), 3)) == [b": the changes after 0\nid: 0\n\n", *[b": nothing new\nid: 0\n\n"] * 2]
     stream.position = 7
     assert [part.split(b"\n")[0] for part in stream] == [b": the changes after 0.000007", b"event: gone"]
 
@@ -118,7 +118,8 @@ def test_a_read_that_waits_is_a_read_when_the_key_has_changed(client, node):
     node.state_machine.wait_for_change = lambda *wait: waits.append(wait)
     assert client.get("/db/foo?wait=2s&index=41").data == b"bar"
     assert (waits, node.calls) == ([("foo", 41, 2.0)], [("read", Get("foo"), "linearizable", 0, 5.0)])
-    client.get("/db/foo?wait=2s", environ_overrides={WAITED: True})
+    client.get("/db/foo?wait=2s", environ_overrides={WAITED: True, OFFER: Offer(False)})
+    assert client.get("/db/foo?wait=2s", environ_overrides={OFFER: Offer(False)}).status_code == 400, "no thread may wait here"
     client.get("/db/foo?wait=0s&index=41")
     client.get("/db/foo?index=41")
     assert len(waits) == 1 and len(node.calls) == 4
@@ -133,7 +134,8 @@ def test_a_bad_wait_is_refused(client, node, query):
     ("/db/a/b", "wait=30s&index=7", ("a/b", 7, 30.0)), ("/db/K\xc3\xb6ln", "level=stale&wait=500ms", ("Köln", 0, 0.5)),
     ("/db/a", "wait=0s", ("a", 0, 0.0)), ("/db/a", "await=1s", None), ("/db/", "wait=1s", None), ("/status", "wait=1s", None),
     ("/db/a", "wait=1s&wait=2s", None), ("/db/a", "wait=x", None), ("/db/a", "wait=1s&index=x", None), ("/db/\xff", "wait=1s", None),
-    ("/db/a", "wait=1s&;", None), ("/db/a", "wait=%FF", None),
+    ("/db/a", "wait=1s&;", None), ("/db/a", "wait=%FF", None), ("/db/a", "wait=1s&level=stael", None), ("/db/a", "wait=1s&x=1", None),
+    ("//db/a", "wait=1s", None), ("/db/a", "wait=1s&", None),
 ])
 def test_what_a_read_waits_for_is_seen_before_a_view_is_asked(path, query, wanted):
     assert wait_of(path, query) == wanted

@@ -273,8 +273,15 @@ def test_the_results_are_of_the_list_that_was_done(client, node):
 
 
 def test_a_transaction_that_would_answer_too_much_is_413(client, node):
-    node.outcome = Outcome("too-large", 41)
-    assert_error(txn(client, then=[{"get": "a"}]), "too_large", 413, "no")
+    node.outcome = Outcome("too-large", 65536)
+    answer = txn(client, then=[{"get": "a"}])
+    assert_error(answer, "too_large", 413, "no")
+    assert "at most 65536 bytes" in answer.text
+
+
+@pytest.mark.parametrize("header", ["If-Match", "If-None-Match"])
+def test_a_transaction_says_its_conditions_in_its_body(client, node, header):
+    assert_refused(client.post("/txn", data=b'{"then": [{"get": "a"}]}', headers={header: "*"}), node, says=header)
 
 
 @pytest.mark.parametrize("body", [

@@ -6,7 +6,7 @@ from raftd.kv.commands import (
 )
 from raftd.kv.database import CHANGE_KINDS, MOST_CHANGES_OF_AN_ENTRY, Position, change_id, index_of
 from raftd.kv.encoding import decode, encode
-from raftd.kv.execution import MAX_RESULT_BYTES
+from raftd.kv.execution import LIMITS, MAX_RESULT_BYTES
 from raftd.kv.snapshot import BadSnapshot, Incoming, Snapshot
 from raftd.kv.store import KeyValueStore
 
@@ -29,6 +29,7 @@ __all__ = [
     "KeyValueStore",
     "List",
     "Listed",
+    "LIMITS",
     "MAX_RESULT_BYTES",
     "MOST_CHANGES_OF_AN_ENTRY",
     "Outcome",

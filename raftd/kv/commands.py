@@ -120,7 +120,7 @@ class Outcome(NamedTuple):
             hold), ``transacted``, ``deleted-prefix``, ``expired``, ``too-large`` (what a transaction would answer), ``fenced``
             (the fence does not hold), ``reused`` (the idempotency key is that of another request)
     index   of the command's entry. But of ``touched`` and ``refused`` the index that last wrote the key, of ``fenced`` that which
-            created the key of the fence, 0 if there is no such key
+            created the key of the fence, 0 if there is no such key; of ``too-large`` the most bytes that it may answer
     detail  of ``transacted``: (whether the conditions held, a result for each operation: of a Set True, of a Delete whether there
             was such a key, of a Get a Found); of ``deleted-prefix`` and ``expired``: the number of keys
     replayed  this is the outcome of an earlier request with the same idempotency key
@@ -195,7 +195,8 @@ class Changes(NamedTuple):
 
 
 class HasChanged(NamedTuple):
-    """The query for whether something has happened to *key* after the entry *index*; True, too, if that is not known any more."""
+    """The query for whether something has happened to *key* after the entry *index*; True, too, if that is not known any more, or too
+    long ago to be looked for. After 0: whether it is there."""
 
     key: str
     index: int

@@ -24,6 +24,7 @@ FORMAT = 2  # user_version
 PUT, DELETED, EXPIRED = 1, 2, 3
 CHANGE_KINDS = {PUT: "put", DELETED: "delete", EXPIRED: "expire"}
 MOST_CHANGES_OF_AN_ENTRY = 1_000_000  # that have an id
+LARGEST_ID = 2**63 - 1  # of SQLite; no log comes near it
 
 _SCHEMA = {
     "kv": "CREATE TABLE kv (key TEXT PRIMARY KEY, change_id INTEGER NOT NULL, created_index INTEGER NOT NULL,"
@@ -31,13 +32,13 @@ _SCHEMA = {
     "expiring": "CREATE INDEX expiring ON kv (expires_at) WHERE expires_at > 0",
     "changes": "CREATE TABLE changes (id INTEGER PRIMARY KEY, kind INTEGER NOT NULL, previous_index INTEGER NOT NULL,"
     " checksum INTEGER NOT NULL, key TEXT NOT NULL, value BLOB NOT NULL)",
-    "requests": "CREATE TABLE requests (id INTEGER PRIMARY KEY, key TEXT NOT NULL, bytes_up_to_it INTEGER NOT NULL,"
-    " digest BLOB NOT NULL, outcome BLOB NOT NULL, checksum INTEGER NOT NULL)",
+    "requests": "CREATE TABLE requests (id INTEGER PRIMARY KEY, key TEXT NOT NULL, digest BLOB NOT NULL, outcome BLOB NOT NULL,"
+    " checksum INTEGER NOT NULL)",
     "request_keys": "CREATE UNIQUE INDEX request_keys ON requests (key)",
     "position": "CREATE TABLE position (id INTEGER PRIMARY KEY CHECK (id = 1), applied_index INTEGER NOT NULL,"
     " applied_term INTEGER NOT NULL, configuration BLOB NOT NULL, installed_index INTEGER NOT NULL, checksum INTEGER NOT NULL)",
     "totals": "CREATE TABLE totals (id INTEGER PRIMARY KEY CHECK (id = 1), time INTEGER NOT NULL, keys INTEGER NOT NULL,"
-    " requests INTEGER NOT NULL, kept_requests INTEGER NOT NULL, request_bytes INTEGER NOT NULL,"
+    " requests INTEGER NOT NULL, kept_requests INTEGER NOT NULL,"
     " history_start INTEGER NOT NULL, history_changes INTEGER NOT NULL, history_bytes INTEGER NOT NULL, checksum INTEGER NOT NULL)",
     # For people who open the file in a shell.
     "items": "CREATE VIEW items AS SELECT kv.key, value, (change_id + 999999) / 1000000 AS modified_index, created_index, version,"
@@ -46,7 +47,7 @@ _SCHEMA = {
 # The columns of a row in the order of what checks it.
 HEAD = "change_id, created_index, version, expires_at, kv.checksum"
 CHANGE = "changes.id, kind, previous_index, changes.checksum, changes.key, value"
-REQUEST = "id, bytes_up_to_it, digest, outcome, requests.checksum"
+REQUEST = "id, digest, outcome, requests.checksum"
 # So many there must be as these say.
 _COUNTED = ("keys", "history_changes", "kept_requests", "kept_requests",
             "(SELECT count(*) FROM kv WHERE +expires_at > 0)")  # the + keeps SQLite from using the index
@@ -57,8 +58,8 @@ _WRITER_CACHE_KIB, _READER_CACHE_KIB = 16 << 10, 2 << 10
 _WAL_KEPT_BYTES = 64 << 20  # what a reset WAL may keep of the disk; it grows beyond only while a long reader holds it
 _WRITER_WAITS_SECONDS, _READER_WAITS_SECONDS = 0.05, 5.0
 
-_POSITION, _TOTALS = struct.Struct(">qqq"), struct.Struct(">8q")
-_HEAD, _CHANGE, _REQUEST = struct.Struct(">4q"), struct.Struct(">3q"), struct.Struct(">2q")
+_POSITION, _TOTALS = struct.Struct(">qqq"), struct.Struct(">7q")
+_HEAD, _CHANGE, _REQUEST = struct.Struct(">4q"), struct.Struct(">3q"), struct.Struct(">q")
 
 
 class Position(NamedTuple):
@@ -82,7 +83,6 @@ class Totals(NamedTuple):
     keys             how many there are
     requests         how many there were with an idempotency key; they are numbered from 1
     kept_requests    how many are in the table
-    request_bytes    of the outcomes of all that there were
     history_start    no change after this id is missing; of those up to it only the ones that are the latest of a key are kept
     history_changes, history_bytes  how many come after it, and how large their values are together
     """
@@ -91,7 +91,6 @@ class Totals(NamedTuple):
     keys: int = 0
     requests: int = 0
     kept_requests: int = 0
-    request_bytes: int = 0
     history_start: int = 0
     history_changes: int = 0
     history_bytes: int = 0
@@ -122,7 +121,7 @@ class Change(NamedTuple):
 
 def change_id(index, more=0):
     """The id of a change made by the entry at *index*, after which that entry makes so many *more*: ids rise with the order."""
-    return index * MOST_CHANGES_OF_AN_ENTRY - more
+    return min(index * MOST_CHANGES_OF_AN_ENTRY - more, LARGEST_ID)
 
 
 def index_of(id_of_change):
@@ -318,7 +317,7 @@ def read_totals(connection, path):
 
 
 def write_totals(cursor, totals):
-    cursor.execute("REPLACE INTO totals VALUES (1, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (*totals, crc32(_TOTALS.pack(*totals))))
+    cursor.execute("REPLACE INTO totals VALUES (1, ?, ?, ?, ?, ?, ?, ?, ?)", (*totals, crc32(_TOTALS.pack(*totals))))
 
 
 # Rows and their checksums, -1 for what cannot be such a row. A check raises StorageFailed if the row is not as it was written.
@@ -338,9 +337,9 @@ def change_checksum(id, kind, previous_index, key, value):
         return -1
 
 
-def request_checksum(key, id, bytes_up_to_it, digest, outcome):
+def request_checksum(key, id, digest, outcome):
     try:
-        return crc32(outcome, crc32(_REQUEST.pack(id, bytes_up_to_it) + digest + key.encode()))
+        return crc32(outcome, crc32(_REQUEST.pack(id) + digest + key.encode()))
     except sqlitefile.WRONG_TYPES:
         return -1
 
@@ -355,8 +354,8 @@ def check_change(path, id, kind, previous_index, checksum, key, value):
         raise damaged_row(path, key)
 
 
-def check_request(path, key, id, bytes_up_to_it, digest, outcome, checksum):
-    if request_checksum(key, id, bytes_up_to_it, digest, outcome) != checksum:
+def check_request(path, key, id, digest, outcome, checksum):
+    if request_checksum(key, id, digest, outcome) != checksum:
         raise StorageFailed(f"{path}: damaged: what came of the request with the idempotency key {key!r} is not as it was written")
 
 

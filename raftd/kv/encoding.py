@@ -27,7 +27,7 @@ from raftd.kv.commands import (
 )
 
 _VERSION = 1
-_SET, _DELETE, _SET_FOR_A_TIME, _TOUCH, _DELETE_PREFIX, _TRANSACTION, _EXPIRE, _REQUEST = range(1, 9)
+_SET, _DELETE, _SET_FOR_A_TIME, _TOUCH, _DELETE_PREFIX, _TRANSACTION, _EXPIRE, _REQUEST, _READING = range(1, 10)
 _NONE, _ANY, _LISTED = 0, 1, 2  # what a condition asks for: nothing; that there be any version; one of the listed ones
 _PREFIX = struct.Struct(">BBBH")
 _PLAIN_SET = bytes((_VERSION, _SET, 0))  # how that begins which is written most
@@ -57,14 +57,15 @@ def encode(command):
         case DeletePrefix(prefix):
             return _packed(_DELETE_PREFIX, prefix, b"")
         case Transaction(conditions, then, otherwise):
-            return _packed(_TRANSACTION, "", b"".join(
+            reads = any(type(part) is Get for part in (*then, *otherwise))
+            return _packed(_READING if reads else _TRANSACTION, "", b"".join(
                 [_encode_all(conditions, _encode_if), _encode_all(then, _encode_part), _encode_all(otherwise, _encode_part)]))
         case Expire():
             return _packed(_EXPIRE, "", b"")
         case Request(inner, time, key, fence):
-            token = fence or Fence("", 0)
+            fence = fence or Fence("", 0)
             return _packed(_REQUEST, "", b"".join(
-                [_NUMBER.pack(time), _text(key), _text(token.key), _NUMBER.pack(token.token), encode(inner)]))
+                [_NUMBER.pack(time), _text(key), _text(fence.key), _NUMBER.pack(fence.token), encode(inner)]))
     raise AssertionError(f"no command: {command!r}")
 
 
@@ -137,10 +138,27 @@ _DECODERS = {
     _SET_FOR_A_TIME: lambda key, conditions, rest: Set(key, ttl=rest.number(), conditions=conditions, value=rest.remaining()),
     _TOUCH: lambda key, conditions, rest: Touch(key, rest.number(), conditions),
     _DELETE_PREFIX: lambda key, conditions, rest: DeletePrefix(key),
-    _TRANSACTION: lambda key, conditions, rest: Transaction(rest.all(_decode_if), rest.all(_decode_part), rest.all(_decode_part)),
+    _TRANSACTION: lambda key, conditions, rest: _decode_transaction(rest),
+    _READING: lambda key, conditions, rest: _decode_transaction(rest),
     _EXPIRE: lambda key, conditions, rest: Expire(),
     _REQUEST: lambda key, conditions, rest: _decode_request(rest),
 }
+
+
+def _decode_transaction(rest):
+    return Transaction(rest.all(_decode_if), rest.all(_decode_part), rest.all(_decode_part))
+
+
+def reads(data):
+    """True if what comes of the command in *data*, as ``encode`` has made it, may be much larger than the command: values that it reads."""
+    if data[1:2] != bytes((_REQUEST,)):
+        return data[1:2] == bytes((_READING,))
+    try:
+        rest = _Rest(data, _PREFIX.size)
+        rest.number(), rest.value(), rest.value(), rest.number()
+        return data[rest.at + 1:rest.at + 2] == bytes((_READING,))
+    except struct.error:
+        return False
 
 
 def _decode_request(rest):
@@ -217,13 +235,12 @@ def _encode_if(condition):
 def _decode_if(rest):
     kind, length = rest.unpack(_PART)
     key = rest.bytes(length).decode()
-    match kind:
-        case 1:
-            return If(key, "index", rest.number())
-        case 2:
-            return If(key, "exists", bool(rest.number()))
-        case 3:
-            return If(key, "value", rest.value())
+    if kind == _IF_INDEX:
+        return If(key, "index", rest.number())
+    if kind == _IF_EXISTS:
+        return If(key, "exists", bool(rest.number()))
+    if kind == _IF_VALUE:
+        return If(key, "value", rest.value())
     raise _unknown(f"a condition of kind {kind} of a transaction")
 
 

@@ -16,7 +16,8 @@ from raftd.kv.database import DELETED, EXPIRED, PUT, Head, Totals, change_checks
 from raftd.kv.encoding import decode_outcome, digest, encode_outcome
 from raftd.sqlitefile import execute_in, execute_rows
 
-MAX_RESULT_BYTES = 8 << 20  # of the values that one transaction answers
+MAX_RESULT_BYTES = 1 << 20  # of the values that one transaction answers
+MAX_KEPT_RESULT_BYTES = 64 << 10  # the same, of one with an idempotency key: what it has answered is kept for the next time
 _ROWS_AT_ONCE = 1000  # of a prefix that is deleted
 
 _HEADS = f"SELECT key, {database.HEAD} FROM kv WHERE key"
@@ -27,14 +28,13 @@ _REQUESTS = f"SELECT key, {database.REQUEST} FROM requests WHERE key"
 class Limits(NamedTuple):
     """What is kept, the newest of each; the same on all servers, since what is not kept decides what comes of commands.
 
-    requests, request_bytes  with an idempotency key: so many are remembered, as long as their outcomes are not larger
+    requests         with an idempotency key: so many are remembered
     changes, change_bytes    for those who watch: so many at the least, as long as their values are not larger
     removed_at_once          what is not kept any more may be there until there is so much of it
     expired_at_once          keys that one Expire removes
     """
 
     requests: int = 100_000
-    request_bytes: int = 256 << 20
     changes: int = 100_000
     change_bytes: int = 1 << 30
     removed_at_once: int = 2048
@@ -90,7 +90,7 @@ class Batch:
         self._dirty = {}  # the keys whose heads are to be written, in the order in which they were first
         self._changes, self._values = [], {}  # to be written; id -> value of them
         self._superseded = []  # ids of changes before the history begins that are the latest of no key any more
-        self._requests = {}  # idempotency key -> (id, bytes_up_to_it, digest, outcome), None if there is none
+        self._requests = {}  # idempotency key -> (id, digest, outcome), of those that are known
         self._new_requests = {}  # the same, to be written
         self._load([key for _, command in commands for key in _keys_of(command)])
         if keys := [command.key for _, command in commands if type(command) is Request and command.key]:
@@ -121,8 +121,8 @@ class Batch:
         if not command.key:
             return self._do_fenced(index, command)
         known, told = self._requests.get(command.key), digest(command)
-        if known and self._is_remembered(*known[:2]):
-            return decode_outcome(known[3]) if known[2] == told else Outcome("reused", index)
+        if known and self._is_remembered(known[0]):
+            return decode_outcome(known[2]) if known[1] == told else Outcome("reused", index)
         outcome = self._do_fenced(index, command)
         self._remember(command.key, told, encode_outcome(outcome), is_new=not known)
         return outcome
@@ -133,15 +133,15 @@ class Batch:
             created_index = head.created_index if head else 0
             if created_index != request.fence.token:
                 return Outcome("fenced", created_index)
-        return self._do(index, request.command)
+        return self._do(index, request.command, MAX_KEPT_RESULT_BYTES if request.key else MAX_RESULT_BYTES)
 
-    def _do(self, index, command):
+    def _do(self, index, command, most_result_bytes=MAX_RESULT_BYTES):
         match command:
             case Set() | Delete() | Touch():
                 return self._do_one(index, command)
             case Transaction(conditions, then, otherwise):
-                succeeded = all([self._holds(condition) for condition in conditions])
-                return self._transact(index, succeeded, then if succeeded else otherwise)
+                succeeded = all(self._holds(condition) for condition in conditions)
+                return self._transact(index, succeeded, then if succeeded else otherwise, most_result_bytes)
             case DeletePrefix(prefix):
                 return self._delete_prefix(index, prefix)
             case Expire():
@@ -175,13 +175,12 @@ class Batch:
             case "exists":
                 return (head is not None) == wanted
             case "value":
-                return head is not None and self._value(condition.key, head) == wanted
+                return head is not None and self._size(head) == len(wanted) and self._value(condition.key, head) == wanted
         raise AssertionError(f"no condition: {condition!r}")
 
-    def _transact(self, index, succeeded, operations):
-        size = self._size_of_results(operations)
-        if size > MAX_RESULT_BYTES:
-            return Outcome("too-large", index)
+    def _transact(self, index, succeeded, operations, most_result_bytes):
+        if self._size_of_results(operations) > most_result_bytes:
+            return Outcome("too-large", most_result_bytes)
         left, results = self._count_changes(operations), []
         for operation in operations:
             key = operation.key
@@ -216,9 +215,9 @@ class Batch:
             key = operation.key
             if type(operation) is Get:
                 head = self._head(key)
-                size += len(written[key] if key in written else self._value(key, head) if head else b"")
+                size += written[key] if key in written else self._size(head) if head else 0
             else:
-                written[key] = operation.value if type(operation) is Set else b""
+                written[key] = len(operation.value) if type(operation) is Set else 0
         return size
 
     def _found(self, index, key):
@@ -296,6 +295,13 @@ class Batch:
         database.check_change(self._path, *row)
         return row[5]
 
+    def _size(self, head):
+        """How long the value of that head is, without a look at it."""
+        if head.change_id in self._values:
+            return len(self._values[head.change_id])
+        rows = self._cursor.execute("SELECT length(value) FROM changes WHERE id = ?", (head.change_id,)).fetchall()
+        return rows[0][0] if rows else 0
+
     def _put(self, id, key, value, expires_at):
         self._put_all([(id, key, value, expires_at)])
 
@@ -343,19 +349,17 @@ class Batch:
     def _load_requests(self, keys):
         for row in execute_in(self._cursor, _REQUESTS, list(dict.fromkeys(keys))):
             database.check_request(self._path, *row)
-            self._requests[row[0]] = row[1:5]
+            self._requests[row[0]] = row[1:4]
 
-    def _is_remembered(self, number, bytes_up_to_it):
+    def _is_remembered(self, number):
         """By the order of the log, so that every server forgets the same requests."""
-        later, later_bytes = self.totals.requests - number, self.totals.request_bytes - bytes_up_to_it
-        return later < self._limits.requests and later_bytes < self._limits.request_bytes
+        return number > self.totals.requests - self._limits.requests
 
     def _remember(self, key, told, outcome, is_new):
         """*is_new*: there is no row of an earlier request with *key*, which is forgotten and may be replaced."""
-        number, size = self.totals.requests + 1, self.totals.request_bytes + len(outcome)
-        self.totals = self.totals._replace(
-            requests=number, request_bytes=size, kept_requests=self.totals.kept_requests + is_new)
-        self._requests[key] = self._new_requests[key] = number, size, told, outcome
+        number = self.totals.requests + 1
+        self.totals = self.totals._replace(requests=number, kept_requests=self.totals.kept_requests + is_new)
+        self._requests[key] = self._new_requests[key] = number, told, outcome
 
     # Writing
 
@@ -387,19 +391,16 @@ class Batch:
     def _write_requests(self):
         if not self._new_requests:
             return
-        rows = [(number, key, size, told, outcome, database.request_checksum(key, number, size, told, outcome))
-                for key, (number, size, told, outcome) in self._new_requests.items()]
+        rows = [(number, key, told, outcome, database.request_checksum(key, number, told, outcome))
+                for key, (number, told, outcome) in self._new_requests.items()]
         execute_rows(self._cursor, "REPLACE INTO requests", rows)
         at_once = self._limits.removed_at_once
         if self.totals.requests // at_once > (self.totals.requests - len(rows)) // at_once:
-            for number, size in self._cursor.execute("SELECT id, bytes_up_to_it FROM requests ORDER BY id"):
-                if self._is_remembered(number, size):
-                    break
-            self._cursor.execute("DELETE FROM requests WHERE id < ?", (number,))
+            self._cursor.execute("DELETE FROM requests WHERE id <= ?", (self.totals.requests - self._limits.requests,))
             self.totals = self.totals._replace(kept_requests=self.totals.kept_requests - self._cursor.rowcount)
 
     def _trim_history(self):
-        start, changes, size = self.totals[5:]
+        start, changes, size = self.totals[4:]
         if changes > self._limits.changes + self._limits.removed_at_once:
             ((start, removed),) = self._cursor.execute(
                 "SELECT max(id), sum(length(value)) FROM (SELECT id, value FROM changes WHERE id > ? ORDER BY id LIMIT ?)",

@@ -13,6 +13,8 @@ from raftd.kv.database import Change, change_checksum, change_id, end_of, head_c
 
 MAX_BYTES = 8 << 20  # of the keys and values in one answer; one more may come
 
+MAX_LOOKED_AT = 10_000  # changes, for one key
+
 _WITH_CHANGES = "LEFT JOIN changes ON changes.id = change_id"
 # One SELECT sees one state: the row and the index are of the same moment.
 _KEY_AND_INDEX = f"SELECT applied_index, {database.HEAD}, kind, previous_index, changes.checksum, value FROM position" \
@@ -42,11 +44,13 @@ def _seconds_left(expires_at, now):
 def list_keys(connection, path, query, now):
     """The answer to the List *query*, as Listed."""
     columns, join = (database.HEAD, "") if query.keys_only else (f"{database.HEAD}, {database.CHANGE}", _WITH_CHANGES)
-    statement = f"SELECT kv.key, {columns} FROM kv {join} WHERE kv.key >= ? AND kv.key < ? AND kv.key > ? ORDER BY kv.key"
+    # One lower bound, or SQLite would pass all keys from the prefix on, again for each page.
+    first, beyond = (query.after, ">") if query.after >= query.prefix else (query.prefix, ">=")
+    statement = f"SELECT kv.key, {columns} FROM kv {join} WHERE kv.key {beyond} ? AND kv.key < ? ORDER BY kv.key"
     items, size, next_after = [], 0, None
     with _one_moment(connection):
         applied_index = database.read_position(connection, path).index
-        for row in connection.execute(statement, (query.prefix, end_of(query.prefix), query.after)):
+        for row in connection.execute(statement, (first, end_of(query.prefix))):
             if len(items) == query.limit or size > MAX_BYTES:
                 next_after = items[-1].key
                 break
@@ -76,11 +80,13 @@ def history(connection, path, query):
 def has_changed(connection, path, query):
     """The answer to HasChanged."""
     with _one_moment(connection):
-        heads = connection.execute("SELECT change_id FROM kv WHERE key = ?", (query.key,)).fetchall()
-        after = change_id(query.index)
-        if heads or after < database.read_totals(connection, path).history_start:
-            return not heads or heads[0][0] > after
-        return bool(connection.execute("SELECT 1 FROM changes WHERE id > ? AND key = ? LIMIT 1", (after, query.key)).fetchall())
+        heads, after = connection.execute("SELECT change_id FROM kv WHERE key = ?", (query.key,)).fetchall(), change_id(query.index)
+        if heads or not query.index:
+            return bool(heads) and heads[0][0] > after
+        if after < database.read_totals(connection, path).history_start:
+            return True
+        keys = connection.execute("SELECT key FROM changes WHERE id > ? ORDER BY id LIMIT ?", (after, MAX_LOOKED_AT)).fetchall()
+        return len(keys) == MAX_LOOKED_AT or (query.key,) in keys
 
 
 @contextmanager

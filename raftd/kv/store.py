@@ -20,7 +20,7 @@ from raftd.errors import REPLACE_NODE, DamagedFiles, StartupError, Stopping, Sto
 from raftd.kv import database, execution, queries
 from raftd.kv.clock import Clock
 from raftd.kv.commands import Changes, Get, HasChanged, List
-from raftd.kv.encoding import decode, foresee
+from raftd.kv.encoding import decode, foresee, reads
 from raftd.kv.readers import Readers
 from raftd.kv.snapshot import BadSnapshot, Incoming, Snapshot, copy
 from raftd.sqlitefile import check_is_still, file_id, present, storage_errors
@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 # The WAL is moved into the file after this much was applied, so that it stays small whenever the caller asks for a checkpoint.
 _CHECKPOINT_COMMANDS = 2048
 _CHECKPOINT_BYTES = 16 << 20
+_INSTRUCTIONS_PER_STEP = 100_000  # of SQLite
 _MOST_HEADS = 10_000  # of keys that are kept in memory
 _VERIFIED_AT_ONCE_BYTES = 64 << 10
 
@@ -39,6 +40,7 @@ class KeyValueStore:
 
     ``apply``, ``checkpoint``, ``install`` and ``close`` belong to one thread at a time, the applier; all else to any thread.
 
+    steps          rises while ``apply`` is at work, as long as the disk answers
     clock          the Clock by which keys expire
     next_deadline  when, by that, the next one does; None if none will
     """
@@ -59,6 +61,7 @@ class KeyValueStore:
         self._durable_index = 0
         self.clock, self.next_deadline = Clock(), None
         self._limits, self._subscribers = limits, []
+        self.steps = 0
         try:
             with storage_errors(self._path, damage=DamagedFiles):
                 self._find_file(may_create)
@@ -127,6 +130,7 @@ class KeyValueStore:
         return done.outcomes
 
     foresee = staticmethod(foresee)
+    reads = staticmethod(reads)
 
     def read(self, query):
         """The answer to a Get, List, Changes or HasChanged, as Found, Listed, History or bool; never waits for ``apply``.
@@ -221,6 +225,8 @@ class KeyValueStore:
     def close(self):
         """Wait for readers, checkpoint, close; idempotent. A checkpoint that fails is no loss: the WAL stays."""
         self._closed = True
+        for applied in list(self._subscribers):
+            applied()
         self._readers.close()
         with self._incoming_lock:
             if self._incoming:
@@ -262,6 +268,7 @@ class KeyValueStore:
     def _open(self):
         """Connect, and read where the state stands. What is left in the WAL is synced, so that all of it is durable."""
         writer = database.open_writer(self._path)
+        writer.set_progress_handler(self._step, _INSTRUCTIONS_PER_STEP)
         try:
             with self._advice_on_damage():
                 database.check_tables(writer, self._path)
@@ -282,6 +289,10 @@ class KeyValueStore:
         self._commands_in_wal = self._bytes_in_wal = 0
         if all_moved and not self._sync_failed:
             self._durable_index = self._position.index
+
+    def _step(self):
+        self.steps += 1
+        return 0  # else SQLite gives up
 
     def _follow(self, totals, next_deadline):
         """What else has become of the state."""

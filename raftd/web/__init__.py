@@ -8,7 +8,7 @@ from flask import Flask
 from werkzeug.exceptions import HTTPException
 
 from raftd.errors import RaftdError
-from raftd.web import cluster, db, peers, txn, watch
+from raftd.web import cluster, db, openapi, peers, txn, watch
 from raftd.web.answers import add_raft_headers, error_answer, http_error_answer, unexpected_error_answer
 from raftd.web.current import Mounted
 
@@ -26,11 +26,11 @@ def create_app(node, version):
 def mount(app, node, version, url_prefix=""):
     """Answer for *node* in *app*, below *url_prefix*; the rest of *app*, also its error pages, stays as it is."""
     app.extensions["raftd"] = Mounted(node, version)
-    for blueprint in (db.blueprint, txn.blueprint, watch.blueprint, cluster.blueprint, peers.blueprint):
+    for blueprint in (db.blueprint, txn.blueprint, watch.blueprint, cluster.blueprint, peers.blueprint, openapi.blueprint):
         app.register_blueprint(blueprint, url_prefix=url_prefix + (blueprint.url_prefix or "") or None)
 
 
-for _blueprint in (db.blueprint, txn.blueprint, watch.blueprint, cluster.blueprint, peers.blueprint):
+for _blueprint in (db.blueprint, txn.blueprint, watch.blueprint, cluster.blueprint, peers.blueprint, openapi.blueprint):
     _blueprint.after_request(add_raft_headers)
     _blueprint.register_error_handler(RaftdError, error_answer)
     _blueprint.register_error_handler(HTTPException, http_error_answer)

@@ -10,6 +10,7 @@ from raftd.web.current import current_node
 from raftd.web.parameters import ITEMS, check_target, conditions, key_of, no_conditions, query, value_of_body
 from raftd.web.writes import how_to_write, write
 
+OFFER = "raftd.offer"  # in the WSGI environment of servers that take over who waits
 WAITED = "raftd.waited"  # in the WSGI environment: the key of a read that waits has changed, or the wait is over
 blueprint = Blueprint("raftd_db", __name__, url_prefix="/db")
 
@@ -35,6 +36,8 @@ def get(key):
     how = query(level="linearizable", min_index=0, timeout=node.settings.write_timeout_seconds, wait=0.0, index=0)
     seconds, index = how.pop("wait"), how.pop("index")
     if seconds and WAITED not in request.environ:
+        if OFFER in request.environ:  # a server that lets no thread wait has not understood that it should
+            raise BadRequest("a read that waits has the path /db/KEY, and wait only once, without an escape")
         node.state_machine.wait_for_change(key, index, seconds)
     found = node.read(Get(key), **how)
     return no_value_answer(found.applied_index) if found.value is None else value_answer(found)

@@ -242,13 +242,17 @@ def _entity_tags(header, weak_too):
     return tuple(int(tag) for weak, tag in tags if (weak_too or not weak) and _OUR_TAG.fullmatch(tag))
 
 
+_OF_A_READ = {"level", "min_index", "timeout", "wait", "index"}
+
+
 def wait_of(path, query):
     """(key, index, seconds) that a read waits for, as they stand in a request that no view has seen; None if a view should look at it."""
     try:
         key = path.removeprefix("/db/").encode("latin-1").decode()
         asked = parse_qs(query, keep_blank_values=True, strict_parsing=True, errors="strict")
-        if key != path and key and all(len(values) == 1 for values in asked.values()):
-            return key, _index("index")(asked.get("index", ["0"])[0]), _wait(asked["wait"][0])
+        if key != path and key and asked.keys() <= _OF_A_READ and all(len(texts) == 1 for texts in asked.values()):
+            said = {name: _PARSERS[name](*texts) for name, texts in asked.items()}
+            return key, said.get("index", 0), said["wait"]
     except (ValueError, KeyError, BadRequest):
         pass  # it will be refused
     return None

@@ -7,7 +7,7 @@ from flask import Blueprint
 
 from raftd.errors import BadRequest, TooLarge
 from raftd.kv import Delete, Get, If, Set, Transaction
-from raftd.web.parameters import checked_key, json_object, shown, ttl
+from raftd.web.parameters import checked_key, json_object, no_conditions, shown, ttl
 from raftd.web.writes import how_to_write, write
 
 MAX_BODY_BYTES = 1 << 20
@@ -20,6 +20,7 @@ blueprint = Blueprint("raftd_txn", __name__)
 @blueprint.post("/txn")
 def transact():
     """If all conditions hold do all of ``then``, else all of ``else``."""
+    no_conditions()
     how = how_to_write()
     asked = json_object(MAX_BODY_BYTES)
     for name in asked:

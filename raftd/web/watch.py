@@ -14,11 +14,11 @@ from raftd.errors import BadRequest, HistoryGone, Overloaded
 from raftd.kv import CHANGE_KINDS, MOST_CHANGES_OF_AN_ENTRY, Changes, change_id, index_of
 from raftd.web.answers import value_members
 from raftd.web.current import current_node
+from raftd.web.db import OFFER
 from raftd.web.parameters import query, shown
 
 KEEP_ALIVE_SECONDS = 15.0
-OFFER = "raftd.offer"  # in the WSGI environment
-_LAST = change_id(2**43)  # after all changes
+_LAST = change_id(10**12)  # after all changes that there will be
 _POSITION = re.compile(r"([0-9]{1,18})(?:\.([0-9]{6}))?")
 
 blueprint = Blueprint("raftd_watch", __name__)
@@ -55,7 +55,7 @@ def _position(name, text):
     match = _POSITION.fullmatch(text.strip())
     if not match:
         raise BadRequest(f"{name} is a log index, or the id of an event, not {shown(text)}")
-    return int(match[1]) * MOST_CHANGES_OF_AN_ENTRY + int(match[2] or 0)
+    return min(change_id(int(match[1])) + int(match[2] or 0), _LAST)
 
 
 class Stream:
@@ -87,7 +87,7 @@ class Stream:
                 self.position = changes[-1].id
                 yield events(changes, self.prefix, self.keys_only)
             elif not state.wait_for_more(self.position, KEEP_ALIVE_SECONDS):
-                yield keep_alive(state.position.index)
+                yield keep_alive(self.position)
 
 
 # The bytes of events
@@ -97,8 +97,9 @@ def beginning(position):
     return f": the changes after {_id(position)}\nid: {_id(position)}\n\n".encode()
 
 
-def keep_alive(index):
-    return f": index {index}\n\n".encode()
+def keep_alive(position):
+    """No event, but where to go on: changes of other keys may be forgotten meanwhile."""
+    return f": nothing new\nid: {_id(position)}\n\n".encode()
 
 
 def farewell(event, reason, position):

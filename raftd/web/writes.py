@@ -1,7 +1,7 @@
 """What every write has in common: the headers that may come with it, and what is answered. Must not know what paths there are."""
 
 from raftd.errors import IdempotencyMismatch, NotFound, PreconditionFailed, TooLarge
-from raftd.kv import MAX_RESULT_BYTES, Request, Set, Touch, Transaction, encode
+from raftd.kv import Request, Set, Touch, Transaction, encode
 from raftd.web.answers import done_answer, error_answer, json_answer, transacted_answer
 from raftd.web.current import current_node
 from raftd.web.parameters import fence, idempotency_key, query
@@ -62,5 +62,5 @@ def outcome_of(applied):
         case "reused":
             return IdempotencyMismatch("this Idempotency-Key came with another request before; nothing was done"), None
         case "too-large":
-            return TooLarge(f"a transaction answers values of at most {MAX_RESULT_BYTES} bytes; nothing was done"), None
+            return TooLarge(f"such a transaction answers values of at most {index} bytes; nothing was done"), None
     raise AssertionError(f"unknown outcome: {applied!r}")

@@ -42,7 +42,7 @@ class NoWatchers:
         with closing(connection):
             connection.sendall(head)
 
-    def park(self, key, index, seconds, resume):
+    def park(self, key, index, seconds, connection, resume):
         resume()
 
 

@@ -1,0 +1,112 @@
+"""``/openapi.json`` is true: it has the routes, parameters and errors that there are, and a live cluster answers as it says."""
+
+import re
+
+import hypothesis
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from openapi_spec_validator import validate
+from schemathesis import GenerationMode
+from schemathesis.checks import load_all_checks
+from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance, status_code_conformance
+from test_web import StubNode
+
+from cluster import Cluster
+from raftd import errors, web
+from raftd.web.openapi import document
+
+load_all_checks()
+DOCUMENT = document("1.2.3")
+OPERATIONS = [(path, method, operation) for path, methods in DOCUMENT["paths"].items() for method, operation in methods.items()]
+
+
+@pytest.fixture
+def app():
+    return web.create_app(StubNode(), "1.2.3")
+
+
+def test_the_document_is_one():
+    validate(DOCUMENT)
+
+
+def test_it_is_served(app):
+    answer = app.test_client().get("/openapi.json")
+    assert (answer.status_code, answer.content_type, answer.json) == (200, "application/json", DOCUMENT)
+
+
+def test_it_has_the_routes_that_there_are(app):
+    routes = {(re.sub(r"<(?:[a-z_]+:)?([a-z_]+)>", r"{\1}", rule.rule), method) for rule in app.url_map.iter_rules()
+              for method in rule.methods - {"HEAD", "OPTIONS"}}
+    described = {(path, method.upper()) for path, method, _ in OPERATIONS}
+    assert described - {("/db/", "GET"), ("/db/", "DELETE")} == routes, "of /db/ it is the view of a key that answers"
+
+
+@pytest.mark.parametrize(("path", "method", "operation"), OPERATIONS, ids=[f"{method} {path}" for path, method, _ in OPERATIONS])
+def test_it_has_the_parameters_that_there_are(app, path, method, operation):
+    """Who asks for one that there is not is told those that there are."""
+    answer = app.test_client().open(path.format(key="k", name="n1"), method=method, query_string={"nonsense": "1"})
+    known = re.fullmatch(r"there is no parameter 'nonsense' here; known: (.*)\n", answer.text)
+    names = {reference["$ref"].rpartition("/")[2] for reference in operation["parameters"]}
+    described = {DOCUMENT["components"]["parameters"][name]["name"] for name in names
+                 if DOCUMENT["components"]["parameters"][name]["in"] == "query"}
+    if path in ("/livez", "/readyz", "/raft/identity"):
+        assert described == set()
+    else:
+        assert known and described == set(known[1].split(", ")) - {"none"}, answer.text
+
+
+def test_it_has_every_error():
+    texts = {status.removeprefix("Error"): response["description"] for status, response in DOCUMENT["components"]["responses"].items()}
+    for error in vars(errors).values():
+        if not isinstance(error, type) or not issubclass(error, errors.RaftdError):
+            continue
+        assert error.code in texts[str(error.status)].split(", ")
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_live_cluster_answers_as_it_says(tmp_path):
+    """Requests of all kinds that the document allows, and such as it does not, at each of three servers."""
+    counts = {}
+    with Cluster(tmp_path) as cluster:
+        for number, server in enumerate(cluster.servers):
+            schema = schemathesis.openapi.from_url(f"http://{server.address}/openapi.json").exclude(path="/watch")
+            for result in schema.get_all_operations():
+                operation = result.ok()
+                _attack(operation, counts, examples=16 if server.leads else 4, seed=number)
+        assert all(server.ready for server in cluster.servers)
+    assert {label for label, _ in counts} == {f"{method.upper()} {path}" for path, method, _ in OPERATIONS if path != "/watch"}
+    assert sum(count for (_, status), count in counts.items() if status == 200) > 60, counts
+
+
+def _attack(operation, counts, examples, seed):
+    @hypothesis.seed(seed)
+    @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
+    @given(case=operation.as_strategy(generation_mode=GenerationMode.POSITIVE))
+    def sensible(case):
+        _ask(case)
+
+    @hypothesis.seed(seed)
+    @settings(max_examples=examples // 2, deadline=None, database=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
+    @given(case=operation.as_strategy(generation_mode=GenerationMode.NEGATIVE))
+    def senseless(case):
+        _ask(case)
+
+    def _ask(case):
+        for name in {"wait", "timeout"} & (case.query or {}).keys():  # the document allows minutes
+            if isinstance(case.query[name], str) and re.fullmatch(r"[0-9.]+(ms|s|m|h)", case.query[name]):
+                case.query[name] = "50ms"
+        answer = case.call(timeout=30, allow_redirects=False)
+        counts[operation.label, answer.status_code] = counts.get((operation.label, answer.status_code), 0) + 1
+        case.validate_response(answer, checks=[not_broken, status_code_conformance, content_type_conformance, response_schema_conformance])
+
+    sensible()
+    if operation.definition.raw.get("parameters") or operation.body:
+        senseless()
+
+
+def not_broken(context, answer, case):
+    """An error that a fault of the cluster explains may be 500 or above; a fault of ours may not."""
+    assert answer.headers.get("x-raft-error", [""])[0] != "internal", answer.text
