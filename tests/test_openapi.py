@@ -75,9 +75,11 @@ def test_a_live_cluster_answers_as_it_says(tmp_path):
             schema = schemathesis.openapi.from_url(f"http://{server.address}/openapi.json").exclude(path="/watch")
             for result in schema.get_all_operations():
                 operation = result.ok()
-                _attack(operation, counts, examples=16 if server.leads else 4, seed=number)
+                few = operation.path == "/join" or not server.leads  # whoever is to join is dialled, which takes seconds
+                _attack(operation, counts, examples=4 if few else 12, seed=number)
         assert all(server.ready for server in cluster.servers)
-    assert {label for label, _ in counts} == {f"{method.upper()} {path}" for path, method, _ in OPERATIONS if path != "/watch"}
+    assert {label for label, _ in counts} == {f"{method.upper()} {path}" for path, method, _ in OPERATIONS
+                                                  if path not in ("/watch", "/openapi.json")}
     assert sum(count for (_, status), count in counts.items() if status == 200) > 60, counts
 
 
