@@ -50,6 +50,7 @@ class Parked:
 
     def __init__(self, key, index, deadline, connection, resume):
         self.key, self.index, self.deadline, self.connection, self.resume = key, index, deadline, connection, resume
+        self.descriptor = connection.fileno()
 
 
 class Watchers:
@@ -189,7 +190,7 @@ class Watchers:
 
     def _wait(self, parked):
         self._parked.setdefault(parked.key, []).append(parked)
-        self._waiting[parked.connection.fileno()] = parked
+        self._waiting[parked.descriptor] = parked
         heapq.heappush(self._deadlines, (parked.deadline, next(self._numbers), parked))
         try:
             self._epoll.register(parked.connection, select.EPOLLRDHUP)
@@ -206,7 +207,8 @@ class Watchers:
         self._parked[parked.key].remove(parked)
         if not self._parked[parked.key]:
             del self._parked[parked.key]
-        self._waiting = {descriptor: other for descriptor, other in self._waiting.items() if other is not parked}
+        if self._waiting.get(parked.descriptor) is parked:  # if its connection was closed, another may have that number now
+            del self._waiting[parked.descriptor]
         with suppress(OSError, ValueError):  # it was never registered, or is closed
             self._epoll.unregister(parked.connection)
         resume()
@@ -337,15 +339,16 @@ class Watchers:
 
     def _look_at_all(self, now):
         """Once a second: at who is too slow, and who has heard nothing for long."""
-        held = {}  # what is pending for some, by identity -> its length
+        held, size = set(), 0  # what is pending for some, by identity; how much that is
         for watcher in sorted(self._watching.values(), key=lambda watcher: -watcher.moved):
             if watcher.last_words is not None:
                 if now - watcher.moved > FAREWELL_SECONDS:
                     self._forget(watcher)
                 continue
-            if watcher.pending:
-                held[id(watcher.pending.obj)] = len(watcher.pending.obj)
-            if watcher.pending and (now - watcher.moved > STALL_SECONDS or sum(held.values()) > MAX_PENDING_BYTES):
+            if watcher.pending and id(watcher.pending.obj) not in held:
+                held.add(id(watcher.pending.obj))
+                size += len(watcher.pending.obj)
+            if watcher.pending and (now - watcher.moved > STALL_SECONDS or size > MAX_PENDING_BYTES):
                 self._drop(watcher, "dropped", "too slow: nothing was taken for a while, and there is more to tell")
             elif not watcher.pending and now - watcher.moved > KEEP_ALIVE_SECONDS:
                 self._say(watcher, keep_alive(watcher.position))

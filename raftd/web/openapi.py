@@ -2,8 +2,8 @@
 
 from flask import Blueprint
 
-from raftd import errors
 from raftd.config import MAX_KEY_BYTES
+from raftd.errors import RaftdError
 from raftd.web.answers import json_answer
 from raftd.web.current import current_version
 from raftd.web.parameters import ITEMS, LEVELS, MAX_IDEMPOTENCY_KEY, MAX_ITEMS, query
@@ -135,8 +135,8 @@ def _bytes(description):
 def _errors():
     """One response for each status that an error may have."""
     codes = {}
-    for error in vars(errors).values():
-        if isinstance(error, type) and issubclass(error, errors.RaftdError):
+    for error in (RaftdError, *RaftdError.__subclasses__()):
+        if error.__module__ == RaftdError.__module__:  # others are of rooms that answer no request
             codes.setdefault(error.status, []).append(error.code)
     codes[507] = ["storage_failed"]
     headers = {**_ALWAYS, "X-Raft-Error": _ref("headers", "X-Raft-Error"), "X-Raft-Retry": _ref("headers", "X-Raft-Retry")}
