@@ -152,10 +152,10 @@ def test_endpoints_come_from_the_flag_or_the_environment(monkeypatch):
 
 def test_flags_become_the_load():
     words = "bench --clients 3 --value-size 7 --keys 9 --read-share 0.25 --level stale --reads-from any --prefix p/ --rate 50 --timeout 2s"
-    load = ctl.load_of(ctl.parse([*words.split(), "--duration", "1m"]))
+    load = ctl.load.load_of(ctl.parse([*words.split(), "--duration", "1m"]))
     assert load == bench.Load(clients=3, value_bytes=7, keys=9, read_share=0.25, level="stale", reads_from="any", seconds=60.0,
                               warm_up_seconds=1.0, rate=50.0, prefix="p/", timeout_seconds=2.0)
-    load = ctl.load_of(ctl.parse(["bench", "--count", "10"]))
+    load = ctl.load.load_of(ctl.parse(["bench", "--count", "10"]))
     assert (load.seconds, load.count, load.warm_up_seconds) == (None, 10, 0.0)
 
 

@@ -1,11 +1,7 @@
-"""The ``raftctl`` command line. Exit status: 0 done, 2 nothing could be done, 64 the command line cannot be understood.
-
-Must not know how a subcommand works: it reads flags, calls, and prints.
-"""
+"""``raftctl bench``: reads its flags, runs the load with a progress bar, and prints what came of it."""
 
 import argparse
 import json
-import os
 import signal
 import sys
 import time
@@ -13,63 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from raftd import bench, plot
-from raftd.config import duration
+from raftd.ctl.status import DONE, INTERRUPTED
+from raftd.ctl.words import at_least, number, seconds
 
-DONE, FAILED, USAGE, INTERRUPTED = 0, 2, 64, 130
 BAR_WIDTH = 30
 DRAW_SECONDS = 0.2  # between two pictures of the progress bar
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        self.print_usage(sys.stderr)
-        self.exit(USAGE, f"raftctl: {message}\n")
-
-
-def main(argv=None):
-    """Run the command line *argv* (default: the process's own); returns the exit status."""
-    try:
-        options = parse(sys.argv[1:] if argv is None else argv)
-        return options.run(options)
-    except SystemExit as end:  # argparse has said it
-        return end.code or DONE
-    except (bench.BenchFailed, OSError) as error:
-        print(f"raftctl: {error}", file=sys.stderr)
-        return FAILED
-    except KeyboardInterrupt:
-        return INTERRUPTED
-
-
-def parse(argv):
-    """The options in *argv*; ``options.run(options)`` does what they say. Ends the process as argparse does."""
-    parser = _Parser(prog="raftctl", description="Work with a cluster of raftd.", allow_abbrev=False)
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    _add_bench(commands, [_common()])
-    return parser.parse_args(argv)
-
-
-def _common():
-    """What every subcommand takes."""
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--endpoints", metavar="HOST:PORT[,...]", type=_endpoints,
-                        default=os.environ.get("RAFTD_ENDPOINTS") or "localhost:4001",
-                        help="servers to ask, in this order (default: $RAFTD_ENDPOINTS, else localhost:4001)")
-    return common
-
-
-def _endpoints(text):
-    found = [part.strip().removeprefix("http://").removesuffix("/") for part in text.split(",") if part.strip()]
-    try:
-        for endpoint in found:
-            bench.host_and_port(endpoint)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    if not found:
-        raise argparse.ArgumentTypeError("no HOST:PORT in it")
-    return found
-
-
-# raftctl bench
 
 
 BENCH = """Load a cluster, and say how it did.
@@ -96,61 +40,36 @@ the fields of --json: clients, value_bytes, keys, read_share, level, reads_from,
   longest_gap_seconds: the longest time without a success"""
 
 
-def _add_bench(commands, parents):
+def add(commands, parents):
+    """Add ``bench`` to *commands*."""
     parser = commands.add_parser("bench", parents=parents, help="load a cluster, and say how it did", description=BENCH,
                                  epilog=BENCH_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.set_defaults(run=run_bench, parser=parser)
     add = parser.add_argument
-    add("--clients", type=_at_least(1), default=64, metavar="N", help="requests under way at most (default 64)")
-    add("--value-size", type=_at_least(0), default=100, metavar="BYTES", help="of a written value (default 100)")
-    add("--keys", type=_at_least(1), default=1000, metavar="N", help="a request takes one of so many, at random (default 1000)")
+    add("--clients", type=at_least(1), default=64, metavar="N", help="requests under way at most (default 64)")
+    add("--value-size", type=at_least(0), default=100, metavar="BYTES", help="of a written value (default 100)")
+    add("--keys", type=at_least(1), default=1000, metavar="N", help="a request takes one of so many, at random (default 1000)")
     add("--prefix", default="bench/", help="of the keys: they are PREFIX0, PREFIX1, ... and stay (default bench/)")
     add("--read-share", type=_share, default=0.0, metavar="0.0..1.0", help="of the requests (default 0.0: only writes)")
     add("--level", choices=["linearizable", "leader", "stale"], default="linearizable", help="of reads (default linearizable)")
     add("--reads-from", choices=["leader", "any"], default="leader", help="any: the clients spread over the members (default leader)")
     add("--no-fill", action="store_true", help="do not write every key once before a load that reads")
-    add("--duration", type=_duration, metavar="TIME", help="such as 10s, 500ms, 5m (default 10s)")
-    add("--count", type=_at_least(1), metavar="N", help="requests, instead of --duration")
-    add("--warm-up", type=_duration, metavar="TIME", help="load before the duration, which is not counted (default 1s)")
+    add("--duration", type=seconds, metavar="TIME", help="such as 10s, 500ms, 5m (default 10s)")
+    add("--count", type=at_least(1), metavar="N", help="requests, instead of --duration")
+    add("--warm-up", type=seconds, metavar="TIME", help="load before the duration, which is not counted (default 1s)")
     add("--rate", type=_rate, metavar="N", help="begin so many requests a second (an open loop), each by a client that is free")
-    add("--timeout", type=_duration, default=10.0, metavar="TIME", help="an answer that takes longer is an error (default 10s)")
+    add("--timeout", type=seconds, default=10.0, metavar="TIME", help="an answer that takes longer is an error (default 10s)")
     add("--json", action="store_true", help="print JSON, not a table")
     add("--plot", type=Path, metavar="FILE.svg",
         help="draw latency over time, new terms, and compactions of the log (asks the leader for /status meanwhile)")
 
 
-def _at_least(lowest):
-    def whole_number(text):
-        if not text.isascii() or not text.isdigit() or int(text) < lowest:
-            raise argparse.ArgumentTypeError(f"not a whole number of at least {lowest}: {text!r}")
-        return int(text)
-    return whole_number
-
-
-def _number(text, lowest, highest, what):
-    try:
-        number = float(text)
-    except ValueError:
-        number = None
-    if number is None or not lowest <= number <= highest:  # not a number is not between them
-        raise argparse.ArgumentTypeError(f"not {what}: {text!r}")
-    return number
-
-
 def _share(text):
-    return _number(text, 0.0, 1.0, "between 0.0 and 1.0")
+    return number(text, 0.0, 1.0, "between 0.0 and 1.0")
 
 
 def _rate(text):
-    return _number(text, 0.001, 1e6, "a rate, in requests per second")
-
-
-def _duration(text):
-    try:
-        seconds = duration(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    return seconds
+    return number(text, 0.001, 1e6, "a rate, in requests per second")
 
 
 def load_of(options):
@@ -159,11 +78,11 @@ def load_of(options):
         options.parser.error("--count goes with neither --duration nor --warm-up")
     if options.duration == 0 or options.timeout == 0:
         options.parser.error("--duration and --timeout must be positive")
-    seconds = None if options.count else options.duration or 10.0
+    lasts = None if options.count else options.duration or 10.0
     warm_up = 0.0 if options.count else 1.0 if options.warm_up is None else options.warm_up
     return bench.Load(
         clients=options.clients, value_bytes=options.value_size, keys=options.keys, read_share=options.read_share, level=options.level,
-        reads_from=options.reads_from, seconds=seconds, count=options.count, warm_up_seconds=warm_up, rate=options.rate,
+        reads_from=options.reads_from, seconds=lasts, count=options.count, warm_up_seconds=warm_up, rate=options.rate,
         prefix=options.prefix, timeout_seconds=options.timeout, with_events=options.plot is not None)
 
 

@@ -1,0 +1,111 @@
+"""The ``raftctl`` command line; ``status`` has its exit statuses. Must not know how a subcommand works: it reads flags, calls, and says
+what went wrong."""
+
+import argparse
+import os
+import sys
+
+from raftd.bench import BenchFailed, host_and_port
+from raftd.ctl import completion, keys, load, servers
+from raftd.ctl.output import FORMATS
+from raftd.ctl.status import DONE, INTERRUPTED, NO, NOT_DONE, PERHAPS, USAGE
+from raftd.ctl.words import seconds
+from raftd.errors import NotFound, PreconditionFailed, RaftdError
+
+EXIT = """exit status: 0 done, 1 no such key or a condition does not hold, 2 certainly not done, 3 perhaps done, 64 wrong command line"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        self.print_usage(sys.stderr)
+        self.exit(USAGE, f"raftctl: {message}\n")
+
+
+def main(argv=None):
+    """Run the command line *argv* (default: the process's own); returns the exit status."""
+    try:
+        options = parse(sys.argv[1:] if argv is None else argv)
+        return options.run(options)
+    except SystemExit as end:  # argparse has said it
+        return end.code or DONE
+    except BrokenPipeError:  # who reads has heard enough
+        sys.stdout = open(os.devnull, "w")
+        return DONE
+    except (BenchFailed, OSError) as error:
+        print(f"raftctl: {error}", file=sys.stderr)
+        return NOT_DONE
+    except RaftdError as error:
+        return _failed(error)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def _failed(error):
+    print(f"raftctl: {' '.join(str(error).split())}", file=sys.stderr)
+    if isinstance(error, (PreconditionFailed, NotFound)) or error.code == "lock_held":
+        return NO
+    return PERHAPS if error.retry == "maybe" else NOT_DONE
+
+
+def parse(argv):
+    """The options in *argv*; ``options.run(options)`` does what they say. Ends the process as argparse does."""
+    parser = _Parser(prog="raftctl", description="Work with a cluster of raftd.", epilog=EXIT, allow_abbrev=False)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    common = _common()
+
+    def add_command(name, run, help, examples):
+        """The parser of a subcommand that has a Client."""
+        indented = "\n".join(f"  {line}" for line in examples.splitlines())
+        added = commands.add_parser(name, parents=[common, _of_a_client()], help=help, description=help[0].upper() + help[1:] + ".",
+                                    epilog=f"examples:\n{indented}\n\n{EXIT}", formatter_class=argparse.RawDescriptionHelpFormatter,
+                                    allow_abbrev=False)
+        added.set_defaults(run=lambda options: _with_client(run, options), parser=added)
+        return added
+
+    keys.add(add_command)
+    servers.add(add_command)
+    load.add(commands, [common])
+    completion.add(add_command)
+    commands.choices["completion"].set_defaults(run=lambda options: _complete(options, commands.choices))
+    before, command = (argv[:argv.index("--")], argv[argv.index("--") + 1:]) if argv[:1] == ["lock"] and "--" in argv else (argv, [])
+    return parser.parse_args(before, argparse.Namespace(command=command))
+
+
+def _complete(options, parsers):
+    print(completion.script(options.shell, parsers), end="")
+    return DONE
+
+
+def _with_client(run, options):
+    from raftd.client import Client  # only here: a load is generated without a package
+    with Client(options.endpoints, timeout=options.timeout) as client:
+        return run(client, options)
+
+
+def _common():
+    """What every subcommand takes."""
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--endpoints", metavar="HOST:PORT[,...]", type=_endpoints,
+                        default=os.environ.get("RAFTD_ENDPOINTS") or "localhost:4001",
+                        help="servers to ask, in this order (default: $RAFTD_ENDPOINTS, else localhost:4001)")
+    return common
+
+
+def _of_a_client():
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("-o", "--output", choices=FORMATS, default="table",
+                        help="columns for people, or what a script can use (default table)")
+    common.add_argument("--timeout", type=seconds, default=10.0, metavar="TIME", help="for all attempts together (default 10s)")
+    return common
+
+
+def _endpoints(text):
+    found = [part.strip().removeprefix("http://").removesuffix("/") for part in text.split(",") if part.strip()]
+    try:
+        for endpoint in found:
+            host_and_port(endpoint)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    if not found:
+        raise argparse.ArgumentTypeError("no HOST:PORT in it")
+    return found

@@ -1,0 +1,319 @@
+"""``raftctl``: what it prints, in each format, and its exit status, which scripts rely on."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from cluster import Cluster, wait_until
+from raftd import ctl
+from raftd.client import Client
+from raftd.ctl import output
+
+BIN = Path(__file__).resolve().parent.parent / "bin"
+COMMANDS = ("get", "set", "delete", "list", "watch", "txn", "lock", "members", "join", "remove", "promote", "transfer", "status", "health",
+            "bench", "completion")
+
+
+class Said(bytes):
+    """What was printed; ``status`` and ``error`` besides."""
+
+
+@pytest.fixture(scope="module", params=[3, 1], ids=["three", "one"])
+def cluster(request, tmp_path_factory):
+    with Cluster(tmp_path_factory.mktemp("ctl"), request.param) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def raftctl(cluster, monkeypatch, capfdbinary):
+    """Runs it, with the last server as the only endpoint; ``raftctl("get", "a")`` is a Said."""
+    monkeypatch.setenv("RAFTD_ENDPOINTS", cluster.servers[-1].address)
+    cluster.leader()
+    with Client(cluster.servers[0].address) as client:
+        client.delete_prefix("", all=True)
+    capfdbinary.readouterr()
+
+    def run(*words, stdin=b""):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        status = ctl.main(list(words))
+        out, error = capfdbinary.readouterr()
+        said = Said(out)
+        said.status, said.error = status, error.decode()
+        return said
+    return run
+
+
+def of_json(said):
+    return [json.loads(line) for line in said.decode().splitlines()]
+
+
+pytestmark = pytest.mark.cluster
+
+
+# Keys
+
+
+def test_a_value_comes_back_byte_for_byte(raftctl, tmp_path):
+    value = bytes(range(256))
+    (tmp_path / "value").write_bytes(value)
+    assert raftctl("set", "a", "--file", str(tmp_path / "value")).status == 0
+    assert (raftctl("get", "a"), raftctl("get", "a").status) == (value, 0)
+    assert raftctl("set", "a", "-", stdin=value * 2).status == 0
+    assert raftctl("get", "a", "-o", "plain", "--level", "leader") == value * 2
+    assert raftctl("set", "a", "").status == 0
+    assert (raftctl("get", "a"), raftctl("get", "a").status) == (b"", 0)
+
+
+def test_a_key_that_is_not_there_is_1(raftctl):
+    for words in (("get", "none"), ("delete", "none"), ("get", "none", "--wait", "100ms")):
+        said = raftctl(*words)
+        assert (said, said.status, said.error) == (b"", 1, "")
+
+
+def test_conditions(raftctl):
+    [written] = of_json(raftctl("set", "a", "1", "--if-absent", "-o", "json"))
+    again = raftctl("set", "a", "2", "--if-absent")
+    assert (again.status, again.error) == (1, f"raftctl: the key was last written at {written['index']}\n")
+    assert raftctl("set", "a", "2", "--if-index", str(written["index"])).status == 0
+    assert raftctl("delete", "a", "--if-index", str(written["index"])).status == 1
+    assert raftctl("get", "a") == b"2"
+
+
+def test_a_fence(raftctl):
+    [held] = of_json(raftctl("set", "lock", "me", "--if-absent", "--ttl", "1m", "-o", "json"))
+    assert raftctl("set", "data", "1", "--fence", f"lock={held['index']}").status == 0
+    assert raftctl("set", "data", "1", "--fence", "lock=1").status == 1
+    assert raftctl("delete", "data", "--fence", "lock=1").status == 1
+    assert raftctl("txn", '{"then": [{"delete": "data"}]}', "--fence", "lock=1").status == 1
+
+
+def test_a_list_in_each_format(raftctl):
+    for words in (("k/a", "1"), ("k/b", "line\nfeed \x1b[31m"), ("k/c", "x", "--ttl", "60s"), ("z", ""), ("k/a", "2")):
+        raftctl("set", *words)
+    assert raftctl("list", "k/", "-o", "plain") == b"k/a\nk/b\nk/c\n"
+    titles, *rows = raftctl("list", "k/").decode().splitlines()
+    assert titles.split() == ["KEY", "INDEX", "VERSION", "EXPIRES", "IN", "VALUE"]
+    assert [row.split()[0] for row in rows] == ["k/a", "k/b", "k/c"] and rows[0].split()[2:] == ["2", "2"]
+    assert rows[1].endswith(r"line\nfeed \x1b[31m"), "a terminal obeys nothing that is in a value"
+    assert "60s" in rows[2] or "59s" in rows[2]
+    found = of_json(raftctl("list", "k/", "-o", "json"))
+    assert [(item["key"], item["value"], item["version"]) for item in found] == [
+        ("k/a", "2", 2), ("k/b", "line\nfeed \x1b[31m", 1), ("k/c", "x", 1)]
+    assert "value" not in of_json(raftctl("list", "k/", "-o", "json", "--keys-only"))[0]
+    assert raftctl("list", "-o", "plain", "--limit", "2", "--after", "k/a") == b"k/b\nk/c\n"
+    assert raftctl("list", "none", "-o", "plain") == b""
+
+
+def test_bytes_that_are_no_text(raftctl):
+    raftctl("set", "a", "-", stdin=b"\xff\xfe")
+    assert of_json(raftctl("get", "a", "-o", "json"))[0]["value_base64"] == "//4="
+    assert "(2 bytes)" in raftctl("list").decode()
+
+
+def test_many_are_deleted_by_their_prefix(raftctl):
+    for key in ("k/a", "k/b", "z"):
+        raftctl("set", key, "1")
+    assert (raftctl("delete", "--prefix", "k/"), raftctl("list", "-o", "plain")) == (b"2\n", b"z\n")
+    refused = raftctl("delete", "--prefix", "")
+    assert refused.status == 2 and "all=true" in refused.error
+    assert of_json(raftctl("delete", "--prefix", "", "--all", "-o", "json")) == [{"deleted": 1}]
+
+
+def test_a_transaction(raftctl):
+    then = '{"if": [{"key": "a", "exists": false}], "then": [{"set": "a", "value": "1"}, {"get": "a"}], "else": [{"get": "a"}]}'
+    done, again = raftctl("txn", then), raftctl("txn", "-", stdin=then.encode())
+    assert (done.status, again.status) == (0, 1)
+    assert [of_json(said)[0]["succeeded"] for said in (done, again)] == [True, False]
+    assert [result.get("value") for result in of_json(done)[0]["results"] + of_json(again)[0]["results"]] == [None, "1", "1"]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"than": []}'])
+def test_a_transaction_that_is_none_is_64(raftctl, text):
+    said = raftctl("txn", text)
+    assert said.status == 64 and said.error.splitlines()[-1].startswith("raftctl: ")
+
+
+def test_a_watch(raftctl):
+    raftctl("set", "w/a", "1"), raftctl("delete", "w/a"), raftctl("set", "w/b", "two\nlines")
+    lines = raftctl("watch", "w/", "--since", "0", "--count", "3").decode().splitlines()[-3:]
+    assert [line.split(" ", 1)[1] for line in lines] == ["put w/a 1", "delete w/a", r"put w/b two\nlines"]
+    found = of_json(raftctl("watch", "w/", "--since", lines[0].split()[0], "--count", "2", "-o", "json"))
+    assert [(change["event"], change["key"], change.get("value")) for change in found] == [
+        ("delete", "w/a", None), ("put", "w/b", "two\nlines")]
+
+
+def test_a_get_waits(raftctl, cluster):
+    writing = threading.Timer(0.3, lambda: cluster.write("late", b"1"))
+    writing.start()
+    assert raftctl("get", "late", "--wait", "30s") == b"1"
+    writing.join()
+
+
+# Locks
+
+
+def test_a_lock_is_held_while_its_command_runs(raftctl):
+    show = [sys.executable, "-c", "import os; print(os.environ['RAFTD_FENCE'])"]
+    said = raftctl("lock", "job", "--ttl", "5s", "--", *show)
+    name, token = said.decode().strip().rsplit("=", 1)
+    assert (name, said.status) == ("job", 0) and int(token) > 0
+    assert raftctl("get", "job").status == 1, "it was given back"
+
+
+def test_the_status_is_that_of_the_command(raftctl):
+    assert raftctl("lock", "job", "--", "sh", "-c", "exit 7").status == 7
+    assert raftctl("lock", "job", "--", "sh", "-c", "kill -9 $$").status == 137
+    said = raftctl("lock", "job", "--", "/no/such/command")
+    assert said.status == 2 and "No such file" in said.error
+    assert raftctl("get", "job").status == 1, "it was given back"
+
+
+def test_a_lock_that_another_holds(raftctl):
+    raftctl("set", "job", "another", "--ttl", "1m")
+    began = time.monotonic()
+    said = raftctl("lock", "job", "--wait", "300ms", "--", "true")
+    assert said.status == 1 and "another holds the lock" in said.error and time.monotonic() - began >= 0.3
+
+
+def test_a_command_whose_lock_is_lost_is_ended(raftctl, cluster):
+    def steal():
+        with Client(cluster.servers[0].address) as client:
+            wait_until(lambda: client.get("job"), "the lock to be held")
+            client.set("job", "stolen")
+            client.delete("job")
+    stealing = threading.Thread(target=steal)
+    stealing.start()
+    said = raftctl("lock", "job", "--ttl", "1s", "--", "sleep", "60")
+    stealing.join()
+    assert said.status == 3 and "was lost" in said.error
+
+
+# The cluster
+
+
+def test_members_status_health(raftctl, cluster):
+    names = sorted(server.name for server in cluster.servers)
+    assert sorted(raftctl("members", "-o", "plain").decode().split()) == names
+    assert sorted(member["name"] for member in of_json(raftctl("members", "-o", "json"))[0]) == names
+    assert raftctl("members").decode().splitlines()[0].split() == ["NAME", "ADDRESS", "ROLE", "VOTER", "MATCH", "INDEX"]
+    roles = dict(line.split() for line in raftctl("status", "-o", "plain").decode().splitlines())
+    assert sorted(roles) == names and list(roles.values()).count("leader") == 1
+    assert raftctl("status").decode().count("1.0.0") == len(names)
+    health = raftctl("health", "-o", "plain")
+    assert health.status == 0 and health.decode().count(" healthy") == len(names)
+
+
+def test_leadership_is_handed_over(raftctl, cluster):
+    if len(cluster.servers) == 1:
+        said = raftctl("transfer", "none")
+        assert said.status == 1 and "no voter is named none" in said.error
+        return
+    follower = cluster.followers()[0]
+    assert raftctl("transfer", follower.name).decode().strip() == follower.name
+    assert cluster.leader().name == follower.name
+
+
+def test_a_learner_joins_is_promoted_and_removed(tmp_path, monkeypatch, capfd):
+    with Cluster(tmp_path, 1) as cluster:
+        monkeypatch.setenv("RAFTD_ENDPOINTS", cluster[1].address)
+        new = cluster.new()
+        new.start(join=cluster[1])
+        cluster.wait_voters(2)
+        assert ctl.main(["remove", new.name]) == 0
+        assert ctl.main(["remove", "none"]) == 1
+        assert ctl.main(["promote", "none"]) == 1
+        assert ctl.main(["join", new.name, new.address, "--learner"]) == 0
+        capfd.readouterr()
+        ctl.main(["members"])
+        assert "learner" in capfd.readouterr().out
+        assert ctl.main(["promote", new.name]) == 0
+        cluster.wait_voters(2)
+        new.kill()
+        capfd.readouterr()
+        assert ctl.main(["health", "--timeout", "3s"]) == 1
+        assert ctl.main(["status", "-o", "plain", "--timeout", "3s"]) == 0
+        assert f"{new.name} unreachable" in capfd.readouterr().out
+
+
+# The command line
+
+
+@pytest.mark.parametrize("words", [
+    [], ["nonsense"], ["get"], ["get", "a", "b"], ["set", "a"], ["set", "a", "b", "--file", "c"], ["set", "a", "b", "--ttl", "5"],
+    ["set", "a", "b", "--if-absent", "--if-index", "5"], ["delete"], ["delete", "a", "--prefix", "b"], ["list", "--limit", "0"],
+    ["get", "a", "-o", "xml"], ["get", "a", "--endpoints", "nonsense"], ["get", "a", "--endpoints", ","], ["lock", "a"],
+    ["lock", "--", "true"],
+    ["completion", "tcsh"], ["watch", "--count", "x"],
+])
+def test_a_wrong_command_line_is_64(words, capsys):
+    assert ctl.main(words) == 64
+    said = capsys.readouterr()
+    assert said.out == "" and "usage: raftctl" in said.err and said.err.splitlines()[-1].startswith("raftctl: ")
+
+
+def test_nobody_there_is_2_and_perhaps_done_is_3(capsys, monkeypatch):
+    assert ctl.main(["set", "a", "b", "--endpoints", "localhost:1", "--timeout", "300ms"]) == 2
+    assert capsys.readouterr().err.startswith("raftctl: localhost:1: ")
+    from raftd.errors import CommitTimeout
+    monkeypatch.setattr(Client, "set", lambda *_, **__: (_ for _ in ()).throw(CommitTimeout()))
+    assert ctl.main(["set", "a", "b"]) == 3
+
+
+def test_each_command_has_help_with_examples(capsys):
+    assert ctl.main(["--help"]) == 0
+    overview = capsys.readouterr().out
+    for command in COMMANDS:
+        assert ctl.main([command, "--help"]) == 0
+        text = capsys.readouterr().out
+        assert f"\n    {command}" in overview and f"raftctl {command}" in text and "examples:" in text
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_knows_all_commands_and_their_options(capsys, shell):
+    assert ctl.main(["completion", shell]) == 0
+    text = capsys.readouterr().out
+    assert all(command in text for command in COMMANDS) and "if-absent" in text and "reads-from" in text
+
+
+def test_the_completion_of_bash_completes():
+    script = subprocess.run([BIN / "raftctl", "completion", "bash"], capture_output=True, text=True, check=True).stdout
+    for words, place, expected in (("me", 1, "members"), ("set --if", 2, "--if-absent --if-index"), ("set a --fe", 3, "--fence")):
+        ask = f'{script}\nCOMP_WORDS=(raftctl {words}); COMP_CWORD={place}; _raftctl; echo "${{COMPREPLY[*]}}"'
+        said = subprocess.run(["bash", "-c", ask], capture_output=True, text=True)
+        assert said.stdout.split() == expected.split(), (words, said)
+
+
+def test_a_count_is_drawn_on_a_terminal_only_and_not_before_a_second(capsys, monkeypatch):
+    progress = output.Progress("keys")
+    progress.show(5)
+    progress.clear()
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(output, "is_terminal", lambda stream: True)
+    progress._began -= 2
+    progress.show(5000)
+    progress.show(5001)
+    progress.clear()
+    assert capsys.readouterr().err.count("5,000 keys") == 1
+
+
+def test_titles_are_bold_on_a_terminal_only(capsys, monkeypatch):
+    output.print_table(["A", "B"], [["x", 1]], rights=("B",))
+    assert capsys.readouterr().out == "A  B\nx  1\n"
+    monkeypatch.setattr(output, "is_terminal", lambda stream: True)
+    output.print_table(["A"], [["x"]])
+    assert capsys.readouterr().out == "\x1b[1mA\x1b[0m\nx\n"
+
+
+def test_who_reads_no_more_gets_no_traceback(cluster):
+    with Client(cluster.servers[0].address) as client:
+        client.txn([{"set": f"many/{number}", "value": "x" * 500} for number in range(128)])
+    done = subprocess.run(f"{BIN / 'raftctl'} list -o json | head -n 1", shell=True, capture_output=True, text=True,
+                          env={**os.environ, "RAFTD_ENDPOINTS": cluster.servers[0].address})
+    assert done.stderr == "" and done.stdout.count("\n") == 1
