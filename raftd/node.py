@@ -630,15 +630,31 @@ class Node:
         """The one that was handed in, for who knows what it is."""
         return self._state_machine
 
-    @property
-    def term(self):
-        return self._raft.term
+    def term_in_charge(self, timeout):
+        """The term in which this node leads, once all that was written in earlier ones is applied here; 0 if it does not lead.
+
+        Raises NoQuorum when that takes longer than *timeout* seconds, StorageFailed, Stopping.
+        """
+        raft = self._raft
+        term = raft.term
+        if not self._in_charge(raft):  # without the lock: what has been applied stays so
+            with self._lock:
+                if not self._raft.is_leader:
+                    return 0
+                term, first_index = self._raft.term, self._raft.role.first_index
+            self._wait_until_applied(first_index, time.monotonic() + timeout)
+        return term
+
+    @staticmethod
+    def _in_charge(raft):
+        role = raft.role
+        return isinstance(role, Leader) and raft.last_applied >= role.first_index
 
     def wait_to_lead(self):
-        """Wait until this node leads; returns the term in which it does, None when it stops instead."""
+        """Wait until this node leads, and has applied all that was written before; returns the term, None when it stops instead."""
         with self._lock:
             while not self._stopping.is_set():
-                if self._raft.is_leader:
+                if self._raft.is_leader and self._in_charge(self._raft):
                     return self._raft.term
                 self._changed.wait()
             return None

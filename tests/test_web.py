@@ -37,7 +37,9 @@ class StubNode:
 
     name, address = "n1", "localhost:4001"
     settings = Settings(max_value_bytes=LIMIT)
-    term = 7
+
+    def term_in_charge(self, timeout):
+        return 7
 
     def __init__(self):
         self.state_machine = StubState(self)

@@ -31,8 +31,12 @@ class Clock:
             return self._after(self._heard, self._heard_at)
 
     def lead(self, term):
-        """What time it is for the leader of *term*. Through the whole term it goes by one clock: what it says comes back to it with a
-        delay, and to go on from that would make it ever slower."""
+        """What time it is for the leader of *term*, which must have applied all entries of earlier ones: its own clock may have gone
+        faster than that of the leader before, and what that one has written last counts.
+
+        Through the whole term it goes by one clock: what it says comes back to it with a delay, and to go on from that would make it
+        ever slower.
+        """
         with self._lock:
             now = self._after(self._heard, self._heard_at)
             if self._term != term:

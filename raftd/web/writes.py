@@ -14,21 +14,22 @@ def how_to_write(**more):
 
 def write(command, timeout):
     """Replicate *command* with what the headers of the request say of it; the answer."""
-    applied = current_node().propose(encode(_as_asked(command)), timeout)
+    applied = current_node().propose(encode(_as_asked(command, timeout)), timeout)
     answer = _outcome_answer(command, applied)
     if applied.result.replayed:
         answer.headers["Idempotent-Replay"] = "true"
     return answer
 
 
-def _as_asked(command):
-    """*command*, and what came with it, if anything did. What has a time to live needs the time of the leader."""
+def _as_asked(command, timeout):
+    """*command*, and what came with it, if anything did. What has a time to live needs the time of the leader, who must have heard what
+    those before it have said."""
     node, key, held = current_node(), idempotency_key(), fence()
     parts = command.then + command.otherwise if isinstance(command, Transaction) else (command,)
     lasts = any(isinstance(part, (Set, Touch)) and part.ttl for part in parts)
     if not key and not held and not lasts:
         return command
-    return Request(command, node.state_machine.clock.lead(node.term) if lasts else 0, key, held)
+    return Request(command, node.state_machine.clock.lead(node.term_in_charge(timeout)) if lasts else 0, key, held)
 
 
 def _outcome_answer(command, applied):

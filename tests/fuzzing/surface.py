@@ -51,11 +51,14 @@ class NotingNode:
 
     name, address = "n1", "localhost:4001"
     settings = Settings(max_value_bytes=1000)
-    is_installing, term = False, 7
+    is_installing = False
     state_machine = SimpleNamespace(clock=Clock(), subscribe=lambda applied: None)
 
     def __init__(self):
         self.marks, self.admitted, self.failure, self.kind, self.found = 0, 0, None, "written", Found(b"bar", 41, 1040)
+
+    def term_in_charge(self, timeout):
+        return 7
 
     def _change(self):
         if self.failure:

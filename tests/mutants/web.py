@@ -117,13 +117,13 @@ WEB = (
         "A condition is looked at when the write arrives, not when it is applied: two writers both win.",
         "compare-and-set; etcd 3-way races; Jepsen, passim",
         [Edit(WRITES, """
-    applied = current_node().propose(encode(_as_asked(command)), timeout)
+    applied = current_node().propose(encode(_as_asked(command, timeout)), timeout)
 """, """
     from raftd.kv import Get
     if not command.conditions.hold(current_node().read(Get(command.key)).modified_index):
         raise PreconditionFailed("a condition does not hold")
     command = command._replace(conditions=type(command.conditions)())
-    applied = current_node().propose(encode(_as_asked(command)), timeout)
+    applied = current_node().propose(encode(_as_asked(command, timeout)), timeout)
 """)],
         [TESTS + "test_conditions_reach_the_command"], quick=True),
     Mutant(

@@ -77,14 +77,16 @@ class Clients:
     def _expire(self, server):
         """As the leader's runtime does it: an entry removes what has expired. It does not wait for the one before."""
         deadline = server.machine.next_deadline
-        if deadline is not None and deadline <= (now := server.state_clock.lead(server.raft.term)) and self._rng.random() < 0.2:
-            self._write(server, Request(Expire(), now))
+        if deadline is not None and self._in_charge(server):
+            now = server.state_clock.lead(server.raft.term)
+            if deadline <= now and self._rng.random() < 0.2:
+                self._write(server, Request(Expire(), now))
 
     def _a_command(self, server):
         """Each is another: by its value, so that a read tells which write it saw, or by a version that no key ever has."""
         rng = self._rng
         self._number += 1
-        if rng.random() < 0.5:
+        if rng.random() < 0.5 or not self._in_charge(server):
             return self._a_write(server)
         now = server.state_clock.lead(server.raft.term)
         if self._requests and rng.random() < 0.4:
@@ -98,6 +100,11 @@ class Clients:
         if request.key:
             self._requests = [*self._requests[1 - REMEMBERED:], request]
         return request
+
+    @staticmethod
+    def _in_charge(server):
+        """A leader that has not applied what was written before it does not know what time it is."""
+        return server.machine.position.index >= server.raft.role.first_index
 
     def _a_richer_write(self, server):
         rng, kind = self._rng, self._rng.random()
