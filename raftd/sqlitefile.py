@@ -20,7 +20,7 @@ _HEADER_BYTES = 100
 _MAGIC = b"SQLite format 3\0"
 _WAL_HEADER, _FRAME_HEADER = struct.Struct(">8I"), struct.Struct(">6I")
 WRONG_TYPES = (ValueError, TypeError, AttributeError, struct.error)  # what reading a damaged row may raise, besides
-_ROWS_AT_ONCE = (256, 64, 16, 4, 1)  # few sizes, so that the prepared statements are found again
+_ROWS_AT_ONCE = (256, 64, 16, 4, 1)
 _FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -159,27 +159,27 @@ def _trouble(path):
     return False, ""
 
 
-def execute_rows(cursor, insert, rows, after=""):
-    """``INSERT ... VALUES`` *rows* (tuples of one length), many with one statement; *after* is what follows the values.
+def execute_rows(cursor, insert, rows):
+    """``INSERT ... VALUES`` *rows* (tuples of one length), many with one statement.
 
     The interpreter's lock is given up and taken again for each statement: on a busy server that, not SQLite, is the time of a batch.
     """
-    start = 0
-    for count in _ROWS_AT_ONCE:
-        while len(rows) - start >= count:
-            statement = _statement(insert, len(rows[0]), count, after)
-            cursor.execute(statement, [field for row in rows[start:start + count] for field in row])
-            start += count
+    for some in _pieces(rows):
+        cursor.execute(_statement(insert, len(some[0]), len(some)), [field for row in some for field in row])
 
 
 def execute_in(cursor, statement, keys):
     """*statement* followed by ``IN`` and *keys*, many at a time, for the same reason; returns the rows that come of it."""
-    found, start = [], 0
+    return [row for some in _pieces(keys) for row in cursor.execute(_statement_in(statement, len(some)), some)]
+
+
+def _pieces(items):
+    """*items*, a list, piece by piece; of few sizes, so that the prepared statements are found again."""
+    start = 0
     for count in _ROWS_AT_ONCE:
-        while len(keys) - start >= count:
-            found += cursor.execute(_statement_in(statement, count), keys[start:start + count])
+        while len(items) - start >= count:
+            yield items[start:start + count]
             start += count
-    return found
 
 
 @cache
@@ -188,9 +188,9 @@ def _statement_in(statement, count):
 
 
 @cache
-def _statement(insert, width, count, after):
+def _statement(insert, width, count):
     row = f"({', '.join('?' * width)})"
-    return f"{insert} VALUES {', '.join([row] * count)} {after}"
+    return f"{insert} VALUES {', '.join([row] * count)}"
 
 
 def file_id(path):

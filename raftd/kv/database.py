@@ -47,6 +47,7 @@ _SCHEMA = {
 # The columns of a row in the order of what checks it.
 HEAD = "change_id, created_index, version, expires_at, kv.checksum"
 CHANGE = "changes.id, kind, previous_index, changes.checksum, changes.key, value"
+WITH_CHANGES = "LEFT JOIN changes ON changes.id = change_id"
 REQUEST = "id, digest, outcome, requests.checksum"
 # So many there must be as these say.
 _COUNTED = ("keys", "history_changes", "kept_requests", "kept_requests",
@@ -127,6 +128,11 @@ def change_id(index, more=0):
 def index_of(id_of_change):
     """The index of the entry that made this change."""
     return -(-id_of_change // MOST_CHANGES_OF_AN_ENTRY)
+
+
+def seconds_left(expires_at, now):
+    """Until that time of the state, None if it is never; ``now()`` tells the time."""
+    return max(0, expires_at - now()) / 1000 if expires_at else None
 
 
 def end_of(prefix):
@@ -216,7 +222,7 @@ def walks():
     is_indexed = "expires_at = 0 OR EXISTS (SELECT 1 FROM kv AS other INDEXED BY expiring" \
                  " WHERE other.expires_at > 0 AND other.expires_at = kv.expires_at AND other.key = kv.key)"
     return (
-        _Walk(f"SELECT kv.key, {HEAD}, changes.key, {is_indexed} FROM kv LEFT JOIN changes ON changes.id = change_id",
+        _Walk(f"SELECT kv.key, {HEAD}, changes.key, {is_indexed} FROM kv {WITH_CHANGES}",
               "kv.key", "", _check_key),
         _Walk(f"SELECT {CHANGE} FROM changes", "id", -1, check_change),
         _Walk(f"SELECT key, {REQUEST} FROM requests INDEXED BY request_keys", "key", "", check_request),
@@ -352,6 +358,14 @@ def check_head(path, key, change_id, created_index, version, expires_at, checksu
 def check_change(path, id, kind, previous_index, checksum, key, value):
     if change_checksum(id, kind, previous_index, key, value) != checksum:
         raise damaged_row(path, key)
+
+
+def value_in(path, key, change):
+    """The value in *change*, the columns CHANGE of the latest change of *key*, or None if it is not there."""
+    if change is None or change[4] != key:
+        raise damaged_row(path, key)
+    check_change(path, *change)
+    return change[5]
 
 
 def check_request(path, key, id, digest, outcome, checksum):

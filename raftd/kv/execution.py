@@ -224,7 +224,7 @@ class Batch:
         head = self._head(key)
         if head is None:
             return Found(None, 0, index)
-        expires_in = max(0, head.expires_at - self.totals.time) / 1000 if head.expires_at else None
+        expires_in = database.seconds_left(head.expires_at, lambda: self.totals.time)
         return Found(self._value(key, head), head.modified_index, index, head.created_index, head.version, expires_in)
 
     def _delete_prefix(self, index, prefix):
@@ -289,11 +289,7 @@ class Batch:
         """The value of *key*, whose head that is."""
         if head.change_id in self._values:
             return self._values[head.change_id]
-        row = self._cursor.execute(_CHANGE, (head.change_id,)).fetchone()
-        if row is None or row[4] != key:
-            raise database.damaged_row(self._path, key)
-        database.check_change(self._path, *row)
-        return row[5]
+        return database.value_in(self._path, key, self._cursor.execute(_CHANGE, (head.change_id,)).fetchone())
 
     def _size(self, head):
         """How long the value of that head is, without a look at it."""

@@ -9,16 +9,14 @@ from contextlib import contextmanager
 from raftd.errors import HistoryGone, StorageFailed
 from raftd.kv import database
 from raftd.kv.commands import Found, History, Item, Listed
-from raftd.kv.database import Change, change_checksum, change_id, end_of, head_checksum, index_of
+from raftd.kv.database import WITH_CHANGES, Change, change_checksum, change_id, end_of, head_checksum, index_of, seconds_left
 
 MAX_BYTES = 8 << 20  # of the keys and values in one answer; one more may come
-
 MAX_LOOKED_AT = 10_000  # changes, for one key
 
-_WITH_CHANGES = "LEFT JOIN changes ON changes.id = change_id"
 # One SELECT sees one state: the row and the index are of the same moment.
 _KEY_AND_INDEX = f"SELECT applied_index, {database.HEAD}, kind, previous_index, changes.checksum, value FROM position" \
-                 f" LEFT JOIN kv ON kv.key = ? {_WITH_CHANGES}"
+                 f" LEFT JOIN kv ON kv.key = ? {WITH_CHANGES}"
 _HISTORY = f"SELECT {database.CHANGE} FROM changes WHERE id > ? ORDER BY id LIMIT ?"
 
 
@@ -33,17 +31,12 @@ def find(connection, path, key, now):
     if head_checksum(key, id, created_index, version, expires_at) != head_sum \
             or change_checksum(id, kind, previous_index, key, value) != change_sum:  # of another key, too
         raise database.damaged_row(path, key)
-    expires_in = _seconds_left(expires_at, now) if expires_at else None
-    return Found(value, index_of(id), applied_index, created_index, version, expires_in)
-
-
-def _seconds_left(expires_at, now):
-    return max(0, expires_at - now()) / 1000 if expires_at else None
+    return Found(value, index_of(id), applied_index, created_index, version, seconds_left(expires_at, now))
 
 
 def list_keys(connection, path, query, now):
     """The answer to the List *query*, as Listed."""
-    columns, join = (database.HEAD, "") if query.keys_only else (f"{database.HEAD}, {database.CHANGE}", _WITH_CHANGES)
+    columns, join = (database.HEAD, "") if query.keys_only else (f"{database.HEAD}, {database.CHANGE}", WITH_CHANGES)
     # One lower bound, or SQLite would pass all keys from the prefix on, again for each page.
     first, beyond = (query.after, ">") if query.after >= query.prefix else (query.prefix, ">=")
     statement = f"SELECT kv.key, {columns} FROM kv {join} WHERE kv.key {beyond} ? AND kv.key < ? ORDER BY kv.key"
@@ -101,8 +94,5 @@ def _one_moment(connection):
 def _item(path, row, now):
     key, id, created_index, version, expires_at, _, *change = row
     database.check_head(path, *row[:6])
-    if change:
-        if change[4] != key:
-            raise database.damaged_row(path, key)
-        database.check_change(path, *change)
-    return Item(key, change[5] if change else None, index_of(id), created_index, version, _seconds_left(expires_at, now))
+    value = database.value_in(path, key, change) if change else None
+    return Item(key, value, index_of(id), created_index, version, seconds_left(expires_at, now))

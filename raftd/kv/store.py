@@ -154,22 +154,18 @@ class KeyValueStore:
         A bit that flips in a key makes the key look missing, which no read notices. In the upper pages of the tree it also leads
         who looks for other keys astray, past the damage: but not from both sides. *pause* is called between the steps.
         """
-        self._readers.read(self._verify_counts)
+        self._readers.read(self._verified, database.check_counts)
         for walk, upwards in itertools.product(database.walks(), (True, False)):
             last = None
             while True:
                 pause()
-                last = self._readers.read(self._verify_some, walk, upwards, last)
+                last = self._readers.read(self._verified, database.check_rows, walk, upwards, last, _VERIFIED_AT_ONCE_BYTES)
                 if last is None:
                     break
 
-    def _verify_counts(self, connection):
+    def _verified(self, connection, check, *args):
         with storage_errors(self._path, damage=DamagedFiles), self._advice_on_damage():
-            database.check_counts(connection, self._path)
-
-    def _verify_some(self, connection, walk, upwards, last):
-        with storage_errors(self._path, damage=DamagedFiles), self._advice_on_damage():
-            return database.check_rows(connection, self._path, walk, upwards, last, _VERIFIED_AT_ONCE_BYTES)
+            return check(connection, self._path, *args)
 
     def checkpoint(self):
         """Sync what was applied into state.db as far as long readers let it; returns ``durable_index``, raises StorageFailed."""

@@ -147,21 +147,22 @@ def _index(name):
     return parse
 
 
-def _timeout(text):
+def _seconds(name, examples, text):
     try:
-        seconds = duration(text)
+        return duration(text)
     except ValueError:
-        raise BadRequest(f"timeout is a duration such as 500ms or 5s, not {shown(text)}") from None
+        raise BadRequest(f"{name} is a duration such as {examples}, not {shown(text)}") from None
+
+
+def _timeout(text):
+    seconds = _seconds("timeout", "500ms or 5s", text)
     if not 0 < seconds <= MAX_TIMEOUT_SECONDS:
         raise BadRequest(f"timeout is more than 0s and at most {MAX_TIMEOUT_SECONDS:.0f}s, not {shown(text)}")
     return seconds
 
 
 def _wait(text):
-    try:
-        seconds = duration(text)
-    except ValueError:
-        raise BadRequest(f"wait is a duration such as 500ms or 30s, not {shown(text)}") from None
+    seconds = _seconds("wait", "500ms or 30s", text)
     if not 0 <= seconds <= MAX_WAIT_SECONDS:
         raise BadRequest(f"wait is at most {MAX_WAIT_SECONDS:.0f}s, not {shown(text)}")
     return seconds
@@ -169,10 +170,7 @@ def _wait(text):
 
 def ttl(text):
     """Milliseconds of a time to live."""
-    try:
-        seconds = duration(text)
-    except ValueError:
-        raise BadRequest(f"ttl is a duration such as 500ms, 30s or 24h, not {shown(text)}") from None
+    seconds = _seconds("ttl", "500ms, 30s or 24h", text)
     if not 0.001 <= seconds <= MAX_TTL_SECONDS:
         raise BadRequest(f"ttl is at least 1ms and at most {MAX_TTL_SECONDS / 3600:.0f}h, not {shown(text)}")
     return round(seconds * 1000)
