@@ -29,6 +29,7 @@ from raftd.storage import Identity, Storage
 from raftd.transport import Connection, Frames
 from test_node import FAST, PATIENT, TINY, Group, MemorySnapshot, clients, depose, group, retries_soon  # noqa: F401, a fixture for all
 
+STEADY = replace(TINY, election_timeout_seconds=2)  # with one of three cut off, the leader needs the other one all the time
 SLOW_SECONDS = 1.0  # how long something takes that may be slow
 
 
@@ -295,7 +296,7 @@ def leave_behind(nodes, count=60):
 
 
 def test_writes_go_on_while_a_snapshot_is_made_and_the_log_is_kept_from_before_it():
-    with group(settings=TINY) as nodes:
+    with group(settings=STEADY) as nodes:
         leader, behind = leave_behind(nodes)
         copies = Copies(nodes.machines[leader.name])
         copies.allowed.clear()
@@ -316,7 +317,7 @@ def test_writes_go_on_while_a_snapshot_is_made_and_the_log_is_kept_from_before_i
 
 def test_a_snapshot_is_given_up_when_it_is_too_old_to_lead_on():
     """The log is kept for it, but not without bound; and then another is made, rather than a useless one sent."""
-    with group(settings=TINY) as nodes:
+    with group(settings=STEADY) as nodes:
         leader, behind = leave_behind(nodes)
         copies = Copies(nodes.machines[leader.name])
         copies.allowed.clear()
@@ -333,7 +334,7 @@ def test_a_snapshot_is_given_up_when_it_is_too_old_to_lead_on():
 
 @pytest.mark.parametrize("what", ["read", "close", "snapshot"])
 def test_a_copy_that_cannot_be_made_read_or_removed_is_no_end_of_the_node(what):
-    with group(settings=TINY) as nodes:
+    with group(settings=STEADY) as nodes:
         leader, behind = leave_behind(nodes)
         failed = []
 
@@ -361,7 +362,7 @@ def test_a_copy_that_cannot_be_made_read_or_removed_is_no_end_of_the_node(what):
 
 def test_a_copy_that_stays_unreadable_is_made_again():
     """Its file was removed, say. To offer the same one again and again, with no write to outdate it, helps nobody."""
-    with group(settings=TINY) as nodes:
+    with group(settings=STEADY) as nodes:
         leader, behind = leave_behind(nodes)
         broken = []
 
@@ -377,7 +378,7 @@ def test_a_copy_that_stays_unreadable_is_made_again():
 
 
 def test_a_node_stops_soon_while_a_copy_is_made():
-    with group(settings=TINY) as nodes:
+    with group(settings=STEADY) as nodes:
         leader, _ = leave_behind(nodes)
         copies = Copies(nodes.machines[leader.name])
         copies.allowed.clear()
@@ -411,7 +412,7 @@ def test_a_real_copy_ends_when_it_is_given_up(tmp_path):
 
 
 def test_a_snapshot_that_is_being_installed_is_asked_about_seldom_and_sent_once():
-    with group(settings=TINY) as nodes:
+    with group(settings=STEADY) as nodes:
         leader, behind = leave_behind(nodes)
         copies, machine = Copies(nodes.machines[leader.name]), nodes.machines[behind.name]
         install, asked, sent, installing = machine.install, [], [], threading.Event()
@@ -431,7 +432,7 @@ def test_a_snapshot_that_is_being_installed_is_asked_about_seldom_and_sent_once(
         machine.install, nodes.wires.lose = slow, count
         assert len(nodes.commands_everywhere()) == 60
         assert len(copies.made) == 1 and sum(sent) == copies.made[0].size
-        assert 0 < len(asked) < SLOW_SECONDS / (TINY.rpc_timeout_seconds / 2) + 3, "the leader asks again and again"
+        assert 0 < len(asked) < SLOW_SECONDS / (STEADY.rpc_timeout_seconds / 2) + 3, "the leader asks again and again"
         leader.propose(b"still", 5)
 
 
