@@ -17,9 +17,9 @@ from waitress.utilities import build_http_date
 
 from raftd.config import MAX_KEY_BYTES
 from raftd.errors import CommitTimeout, NoQuorum, NotFound, RaftdError, Stopping
-from raftd.kv import Delete, Get, Set, encode
+from raftd.kv import Delete, Get, Request, Set, encode
 from raftd.web.answers import NOT_CACHED, done_fields, error_fields, error_line, value_fields
-from raftd.web.writes import outcome_of
+from raftd.web.writes import outcome_of, replay_fields
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 _TARGET = r"/db/([A-Za-z0-9._~-][A-Za-z0-9._~/-]*)(?:\?level=(stale|leader))?"
 _PLAIN = re.compile(_TARGET)
 _PLAIN_LINE = re.compile(rf"(GET|POST|PUT|DELETE) {_TARGET} HTTP/1\.1".encode())
+_KEY = r"([!-~]{1,255})"  # as it is sent by those who make one up; another one needs a closer look
+_IDEMPOTENCY_KEY, _KEY_FIELD = re.compile(_KEY), re.compile(rf"(?:\A|\r\n)Idempotency-Key: {_KEY}(?=\r\n|\Z)".encode(), re.IGNORECASE)
 _UNUSUAL = {"EXPECT", "IF_MATCH", "IF_NONE_MATCH", "IDEMPOTENCY_KEY", "X_RAFT_FENCE"}
 MAX_PLAIN_BYTES = 64 * 1024  # with larger bodies the reading thread should not be busy
 MOST_SECONDS_AT_ONCE = 0.02  # of answering, before those have their turn who ask
@@ -122,7 +124,10 @@ class Lane:
         """Take the request of *channel* if it is a plain one; False if it is not."""
         request = channel.requests[0]
         match = _PLAIN.fullmatch(request.request_uri)
-        if not match or request.version != "1.1" or not self._is_plain(request.headers, request.body_bytes_received):
+        headers = dict(request.headers)
+        idempotency_key = headers.pop("IDEMPOTENCY_KEY", None)
+        if not match or request.version != "1.1" or not self._is_plain(headers, request.body_bytes_received) \
+                or idempotency_key is not None and not _IDEMPOTENCY_KEY.fullmatch(idempotency_key):
             return False
         key, level = match.groups()
         if not self._may_be(request.command, key, level):
@@ -130,7 +135,7 @@ class Lane:
         body = request.get_body_stream()
         value = body.read()
         body.seek(0)  # for Flask, if the node refuses
-        self._begin(channel, request.command, key, level, value)
+        self._begin(channel, request.command, key, level, value, idempotency_key)
         return True
 
     def take_bytes(self, channel, data):
@@ -140,9 +145,9 @@ class Lane:
         """
         head, end, body = data.partition(b"\r\n\r\n")
         line, _, fields = head.partition(b"\r\n")
-        length = self._lengths.get(fields, -1)
+        length, idempotency_key = self._lengths.get(fields, -1), None
         if length == -1:
-            length = self._length_in(channel, fields)
+            length, idempotency_key = self._look_at(channel, fields)
         match = _PLAIN_LINE.fullmatch(line) if end and length is not None and len(body) <= length else None
         if not match:
             return False
@@ -152,8 +157,17 @@ class Lane:
         if not self._may_be(command, key, level):
             return False
         channel.requests = [Plain(command, f"/db/{key}", data)]
-        self._begin(channel, command, key, level, body)
+        self._begin(channel, command, key, level, body, idempotency_key)
         return True
+
+    def _look_at(self, channel, fields):
+        """(``_length_in`` a head with *fields*, the idempotency key or None). Each key is another: what is remembered is the rest."""
+        match = _KEY_FIELD.search(fields)
+        if not match:
+            return self._length_in(channel, fields), None
+        fields = (fields[:match.start()] + fields[match.end():]).removeprefix(b"\r\n")
+        length = self._lengths.get(fields, -1)
+        return self._length_in(channel, fields) if length == -1 else length, match[1].decode()
 
     def _length_in(self, channel, fields):
         """The length of the body after a head with *fields*, of which None is for itself; None if they are not plain."""
@@ -175,7 +189,7 @@ class Lane:
         return length <= self._most_bytes and _UNUSUAL.isdisjoint(headers) and "json" not in headers.get("ACCEPT", "") \
             and headers.get("CONNECTION", "keep-alive").lower() == "keep-alive"
 
-    def _begin(self, channel, command, key, level, value):
+    def _begin(self, channel, command, key, level, value, idempotency_key):
         """Perhaps in the thread of the request before it on this connection, one of Flask's."""
         channel.began = time.monotonic()
         pending = Pending(self, channel, key if command in _READS else None, channel.began + self._node.settings.write_timeout_seconds)
@@ -186,7 +200,8 @@ class Lane:
         if command in _READS:
             (self._leased_reads if level else self._reads).append(pending)
         else:
-            self._writes.append((encode(Delete(key) if command == "DELETE" else Set(key, value)), pending))
+            write = Delete(key) if command == "DELETE" else Set(key, value)
+            self._writes.append((encode(Request(write, key=idempotency_key) if idempotency_key else write), pending))
         self._wake_if_it_sleeps()
 
     def hand_over(self, pending):
@@ -268,12 +283,7 @@ class Lane:
         if pending.error is not None:
             self._answer_error(channel, pending.error)
         elif pending.key is None:
-            applied = pending.result()
-            error, etag = outcome_of(applied)
-            if error:
-                self._answer_error(channel, error, applied.index)
-            else:
-                self._write(channel, 200, done_fields(applied.index, etag))
+            self._answer_done(channel, pending.result())
         elif pending.result() and not self._node.is_installing:
             try:
                 self._answer_value(channel, self._node.look_up(Get(pending.key)))  # the state is new enough by now
@@ -282,14 +292,21 @@ class Lane:
         else:
             self._otherwise(channel)
 
+    def _answer_done(self, channel, applied):
+        error, etag = outcome_of(applied)
+        if error:
+            self._answer_error(channel, error, {**error_fields(error, applied.index), **replay_fields(applied.result)})
+        else:
+            self._write(channel, 200, {**done_fields(applied.index, etag), **replay_fields(applied.result)})
+
     def _answer_value(self, channel, found):
         if found.value is None:
             self._write(channel, 404, error_fields(NotFound("no such key"), found.applied_index))
         else:
             self._write(channel, 200, value_fields(found), found.value)
 
-    def _answer_error(self, channel, error, index=None):
-        fields = error_fields(error, index)
+    def _answer_error(self, channel, error, fields=None):
+        fields = fields or error_fields(error)
         if isinstance(error, Stopping):  # nothing else will be answered on this connection
             fields["Connection"] = "close"
         self._write(channel, error.status, fields, (error_line(error) + "\n").encode())

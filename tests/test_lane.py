@@ -20,7 +20,7 @@ from waitress import wasyncore
 from cluster import Client, Cluster, holds_for, wait_until
 from raftd import errors, lane, listener
 from raftd.config import Settings
-from raftd.kv import Delete, Found, Get, Outcome, Set, decode
+from raftd.kv import Delete, Found, Get, Outcome, Request, Set, decode
 from raftd.web import create_app
 from test_web import Applied, StubNode
 
@@ -226,6 +226,48 @@ def test_a_delete_is_answered_as_flask_answers_it(node, port, kind):
     assert status_of(mine) == (200 if kind == "deleted" else 404)
 
 
+@pytest.mark.parametrize("more", ["", "Transfer-Encoding: chunked\r\n"], ids=["taken as it came", "read by waitress"])
+@pytest.mark.parametrize("field", ["Idempotency-Key: k", "idempotency-key: {1}=2", f"IDEMPOTENCY-KEY: {'x' * 255}"])
+@pytest.mark.parametrize("outcome", [
+    Outcome("written", 41), Outcome("written", 40, replayed=True), Outcome("deleted", 40, replayed=True), Outcome("missing", 41),
+    Outcome("missing", 40, replayed=True), Outcome("refused", 40, replayed=True), Outcome("reused", 41)], ids=str)
+def test_a_write_with_an_idempotency_key_is_answered_as_flask_answers_it(node, port, outcome, field, more):
+    node.outcome = outcome
+    key, answers = field.partition(": ")[2], []
+    for method, command in (("POST", Set("a", b"bar")), ("DELETE", Delete("a"))):
+        for fields in (f"{field}\r\nHost: h\r\n", f"Host: h\r\n{field}\r\nAccept: */*\r\n", f"Host: h\r\n{field}\r\n{NOT_PLAIN}"):
+            length, body = ("", b"3\r\nbar\r\n0\r\n\r\n") if more else ("Content-Length: 3\r\n", b"bar")
+            with Wire(port) as wire:
+                wire.send(f"{method} /db/a HTTP/1.1\r\n{length}{more}{fields}\r\n".encode("latin-1") + body)
+                answers.append(without_date(wire.answer()))
+        assert answers[-3] == answers[-2] == answers[-1]
+        assert header(answers[-1], "Idempotent-Replay") == ("true" if outcome.replayed else None)
+        expected = Request(command, 0, key)
+        assert [call[:2] for call in node.calls[-3:]] == [("submit", expected), ("submit", expected), ("propose", expected)]
+
+
+def test_a_head_with_an_idempotency_key_first_or_last_is_taken_and_is_as_long_as_it_says(node, port):
+    for fields in ("Idempotency-Key: k\r\nHost: h\r\nContent-Length: 3", "Host: h\r\nContent-Length: 3\r\nIdempotency-Key: k",
+                   "Content-Length: 3\r\nIdempotency-Key: k\r\nHost: h"):
+        with Wire(port) as wire:
+            wire.send(2 * f"POST /db/a HTTP/1.1\r\n{fields}\r\n\r\nbar")
+            assert [status_of(wire.answer()), status_of(wire.answer())] == [200, 200]
+    assert node.calls == 6 * [("submit", Request(Set("a", b"bar"), 0, "k"))]
+
+
+def test_each_idempotency_key_is_another_and_only_the_rest_of_the_head_is_remembered(node, port, monkeypatch):
+    looked_at, length_in = [], lane.Lane._length_in
+    monkeypatch.setattr(lane.Lane, "_length_in", lambda one, channel, fields: looked_at.append(fields) or length_in(one, channel, fields))
+    with Wire(port) as wire:
+        for number in range(20):
+            wire.send(request("POST", "/db/a", b"x", f"Idempotency-Key: {number}\r\n"))
+            assert status_of(wire.answer()) == 200
+        wire.send(request("POST", "/db/a", b"x"))
+        assert status_of(wire.answer()) == 200
+    assert node.calls == [*(("submit", Request(Set("a", b"x"), 0, str(number))) for number in range(20)), ("submit", Set("a", b"x"))]
+    assert len(looked_at) == 1
+
+
 FAILURES = [
     errors.LeadershipLost(), errors.LeadershipLost("two\nlines"), errors.Discarded(), errors.StorageFailed("no room", full=True),
     errors.StorageFailed("an I/O error"), errors.Stopping(), errors.CommitTimeout("not committed within 5 s"),
@@ -347,7 +389,9 @@ def test_a_write_has_no_level(node, port, method):
     assert (status_of(answer), header(answer, "X-Raft-Error"), node.calls) == (400, "bad_request", [])
 
 
-UNUSUAL = ['If-Match: "41"', "If-None-Match: *", "Idempotency-Key: k", "Accept: application/json",
+UNUSUAL = ['If-Match: "41"', "If-None-Match: *", "Accept: application/json",
+           "Idempotency-Key: a, b", "Idempotency-Key:", "Idempotency-Key: \xfc", f"Idempotency-Key: {'x' * 256}",
+           "Idempotency-Key: k\r\nidempotency-key: l", "Idempotency-Key: k\r\nIf-Match: *",
            "Accept: text/plain;q=0.5, application/problem+json", "X-Raft-Fence: a=7"]
 
 

@@ -16,9 +16,13 @@ def write(command, timeout):
     """Replicate *command* with what the headers of the request say of it; the answer."""
     applied = current_node().propose(encode(_as_asked(command, timeout)), timeout)
     answer = _outcome_answer(command, applied)
-    if applied.result.replayed:
-        answer.headers["Idempotent-Replay"] = "true"
+    answer.headers.update(replay_fields(applied.result))
     return answer
+
+
+def replay_fields(outcome):
+    """The header field that says, if it is so, that *outcome* is that of an earlier request with the same idempotency key."""
+    return {"Idempotent-Replay": "true"} if outcome.replayed else {}
 
 
 def _as_asked(command, timeout):

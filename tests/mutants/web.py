@@ -40,9 +40,26 @@ WEB = (
         "lane-forgets-the-idempotency-key",
         "A write with Idempotency-Key takes the fast way, which would apply it twice.",
         "FoundationDB, commit_unknown_result",
-        [Edit(LANE, """
-"IDEMPOTENCY_KEY", """, "")],
+        [Edit(LANE, "Request(write, key=idempotency_key) if idempotency_key else write", "write")],
+        [LANE_TESTS + "test_a_write_with_an_idempotency_key_is_answered_as_flask_answers_it"]),
+    Mutant(
+        "lane-remembers-the-idempotency-key",
+        "Of two requests with the same head but for the key the second gets the key of the first.",
+        "a cache with too small a key",
+        [Edit(LANE, "return self._length_in(channel, fields) if length == -1 else length, match[1].decode()",
+              "self._key = getattr(self, '_key', match[1].decode()); return self._length_in(channel, fields), self._key")],
+        [LANE_TESTS + "test_each_idempotency_key_is_another_and_only_the_rest_of_the_head_is_remembered"]),
+    Mutant(
+        "lane-believes-the-first-idempotency-key",
+        "Of a request with two keys the first counts, where a proxy may have taken the last.",
+        "request smuggling (CWE-444)",
+        [Edit(LANE, '"IF_NONE_MATCH", "IDEMPOTENCY_KEY",', '"IF_NONE_MATCH",')],
         [LANE_TESTS + "test_a_request_with_an_unusual_header_goes_to_flask"]),
+    Mutant(
+        "lane-says-of-no-replay-that-it-is-one",
+        "A retry that is answered in the lane does not say that it is one.", "the contract",
+        [Edit(LANE, "{**done_fields(applied.index, etag), **replay_fields(applied.result)}", "done_fields(applied.index, etag)")],
+        [LANE_TESTS + "test_a_write_with_an_idempotency_key_is_answered_as_flask_answers_it"]),
     Mutant(
         "lane-writes-at-any-level",
         "A plain write with level=stale in its query is taken, and answered as if that meant something.",
@@ -65,7 +82,7 @@ WEB = (
         "lane-believes-any-head",
         "A head is taken for plain because another with the same beginning was.",
         "a cache with too small a key",
-        [Edit(LANE, "length = self._lengths.get(fields, -1)", "length = self._lengths.get(fields[:20], -1)"),
+        [Edit(LANE, "self._lengths.get(fields, -1), None", "self._lengths.get(fields[:20], -1), None"),
          Edit(LANE, "self._lengths[fields] = length", "self._lengths[fields[:20]] = length")],
         [LANE_TESTS + "test_heads_that_are_nearly_the_same_are_told_apart"]),
     Mutant(
@@ -106,10 +123,10 @@ WEB = (
         "Nobody wakes the reading thread for a request that another thread has taken.",
         "a lost wake-up",
         [Edit(LANE, """
-            self._writes.append((encode(Delete(key) if command == "DELETE" else Set(key, value)), pending))
+            self._writes.append((encode(Request(write, key=idempotency_key) if idempotency_key else write), pending))
         self._wake_if_it_sleeps()
 """, """
-            self._writes.append((encode(Delete(key) if command == "DELETE" else Set(key, value)), pending))
+            self._writes.append((encode(Request(write, key=idempotency_key) if idempotency_key else write), pending))
 """)],
         [LANE_TESTS + "test_who_has_something_for_a_thread_that_sleeps_wakes_it_once"]),
     Mutant(
