@@ -20,7 +20,8 @@ _HEADER_BYTES = 100
 _MAGIC = b"SQLite format 3\0"
 _WAL_HEADER, _FRAME_HEADER = struct.Struct(">8I"), struct.Struct(">6I")
 WRONG_TYPES = (ValueError, TypeError, AttributeError, struct.error)  # what reading a damaged row may raise, besides
-_ROWS_AT_ONCE = (256, 64, 16, 4, 1)
+_ROWS_AT_ONCE = (512, 384, 256, 192, 128, 96, 64, 48, 32, 24, 16, 12, 8, 6, 4, 3, 2, 1)
+PREPARED_STATEMENTS = 256  # that a connection which writes many rows keeps: all there are of these sizes
 _FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 

@@ -40,6 +40,9 @@ ALL_BYTES = bytes(range(256))
         Expire(),
         Transaction((), (Set("Köln", ALL_BYTES), Set("k", b"", ttl=7), Delete("k"), Get("k")), (Get("other"),)),
         Transaction((If("k", "index", 2**63 - 1), If("k", "exists", True), If("k", "exists", False), If("k", "value", b"")), ()),
+        Transaction((), ()), Transaction((), (Set("k", b"v", ttl=7), Set("l", b""))), Transaction((), (), (Set("k", b"v"),)),
+        Transaction((If("k", "exists", True),), (Set("k", b"v"),)),
+        Transaction((), tuple(Set(f"Köln {number}", ALL_BYTES[number:]) for number in range(128))),
         Request(Set("k", b"v"), 1, "a key", Fence("a=b", 7)),
         Request(Transaction((), (Get("k"),)), 0, "x" * 255),
         Request(DeletePrefix("a"), 2**50),
@@ -56,12 +59,26 @@ def test_what_comes_of_a_plain_write_is_known_beforehand(command):
     assert foresee(7, encode(command)) == Outcome("written", 7)
 
 
+@pytest.mark.parametrize("sets", [
+    (), (Set("k", b"v"),), (Set("Köln", ALL_BYTES), Set("k", b""), Set("k" * 4096, b"v"), Set("k", b"w"))], ids=len)
+def test_what_comes_of_a_plain_batch_is_known_beforehand(sets):
+    assert foresee(7, encode(Transaction((), sets))) == Outcome("transacted", 7, (True, (True,) * len(sets)))
+
+
+DEPENDING = (
+    Transaction((If("k", "exists", True),), (Set("k", b"v"),)), Transaction((), (Set("k", b"v", ttl=5),)),
+    Transaction((), (Set("k", b"v"), Get("k"))), Transaction((), (Set("k", b"v"), Delete("k"))), Transaction((), (), (Set("k", b"v"),)),
+    Request(Transaction((), (Set("k", b"v"),)), key="k"),
+)
+
+
 @pytest.mark.parametrize("data", [
     encode(Delete("k")), encode(Set("k", b"v", Conditions(if_match="*"))), encode(Set("k", b"v", Conditions(if_none_match="*"))),
     encode(Set("k", b"v", Conditions(if_match=(7,)))), encode(Delete("k", Conditions(if_match=(3,)))),
-    encode(Set("k", b"v", ttl=5)), encode(Request(Set("k", b"v"), key="k")), encode(Transaction((), (Set("k", b"v"),))),
+    encode(Set("k", b"v", ttl=5)), encode(Request(Set("k", b"v"), key="k")),
+    *map(encode, DEPENDING),
     b"", b"\x01\x01", b"\x01\x01\x00", b"\x01\x01\x00\x00", b"\x02\x01\x00\x00\x01kv", b"\x01\x63\x00\x00\x01kv",
-    b"\x01\x01\x00\x00\x05kv", b"\x01\x01\x00\x00\x01\xffv",
+    b"\x01\x01\x00\x00\x05kv", b"\x01\x01\x00\x00\x01\xffv", b"\x01\x0a\x00\x00\x00\x00\x00",
 ])
 def test_what_depends_on_the_state_or_is_no_command_is_not_foreseen(data):
     assert foresee(7, data) is None
@@ -72,6 +89,8 @@ def test_what_depends_on_the_state_or_is_no_command_is_not_foreseen(data):
     [
         (Set("key", b"value"), b"\x01\x01\x00\x00\x03keyvalue"),
         (Delete("key"), b"\x01\x02\x00\x00\x03key"),
+        (Transaction((), (Set("key", b"value"), Set("k", b""))),
+         b"\x01\x0a\x00\x00\x00\x00\x00\x00\x02\x00\x03\x00\x01\x00\x00\x00\x05\x00\x00\x00\x00keykvalue"),
         (Set("k", b"v", Conditions(if_none_match="*")), b"\x01\x01\x04\x00\x01kv"),
         (
             Set("k", b"v", Conditions(if_match=(5,))),
@@ -99,6 +118,9 @@ def test_numbers_that_cannot_be_an_index_match_nothing_and_are_dropped():
         b"\x01\x06\x00\x00\x00" + bytes(3) + b"\x01\x63" + bytes(20),  # a condition of a transaction of a later raftd
         b"\x01\x06\x00\x00\x00" + bytes(7) + b"\x01\x63" + bytes(20),  # an operation in one
         b"\x01\x07\x00\x00\x00more",
+        b"\x01\x0a\x00\x00\x00\xff\xff\xff\xffmore",  # a batch of more keys than there are bytes
+        b"\x01\x0a\x00\x00\x00\x00\x00\x00\x01\x00\x01\x00\x00\x00\x00kv",  # of which something is left
+        b"\x01\x0a\x00\x00\x00\x00\x00\x00\x01\x00\x01\x00\x00\x00\x00\xff",
         b"\x01\x01\x00",
         b"\x01\x01\x00\x00",
         b"\x01\x00\x00\x00\x01kv",
@@ -122,7 +144,7 @@ def test_unknown_bytes_stop_the_server(data):
 def test_a_shortened_command_is_refused_at_every_length():
     for command in (Delete("key", Conditions(if_match=(1, 2), if_none_match=(3,))), Touch("key", 5), Expire(),
                     Transaction((If("a", "value", b"v"), If("b", "index", 5)), (Set("a", b"1", ttl=5), Delete("b"), Get("c")), (Get("c"),)),
-                    Request(Delete("key"), 5, "request", Fence("lock", 7))):
+                    Transaction((), (Set("key", b""), Set("k", b"value"))), Request(Delete("key"), 5, "request", Fence("lock", 7))):
         data = encode(command)
         for length in range(len(data)):
             with pytest.raises(UnknownCommand):

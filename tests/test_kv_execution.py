@@ -199,6 +199,15 @@ def test_operations_of_a_transaction_see_those_before_them(store, apply):
     assert store.read(Get("a")) == Found(b"3", 1, 1, 1, 1)
 
 
+def test_a_batch_is_told_in_its_order(store, apply):
+    """A transaction that only writes; also a key twice."""
+    (outcome,) = apply(Transaction((), (Set("b", b"1"), Set("a", b"2"), Set("b", b"3"))))
+    assert outcome == Outcome("transacted", 1, (True, (True, True, True)))
+    assert [change[2:] for change in history(store)] == [
+        (0, "b", b"1"), (0, "a", b"2"), (1, "b", b"3")]
+    assert store.read(Get("b")) == Found(b"3", 1, 1, 1, 2) and keys(store) == ["a", "b"]
+
+
 def test_a_transaction_that_would_answer_too_much_does_nothing(store, apply):
     value = b"x" * (MAX_RESULT_BYTES // 8)
     outcomes = apply(*(Set(f"k{number}", value) for number in range(8)),
@@ -328,6 +337,26 @@ def test_writing_again_or_touching_gives_a_key_another_time(store, apply):
     assert store.read(Get("a"))[3:5] == (1, 1)
     apply(Request(Expire(), 6500))
     assert keys(store) == ["b"]
+
+
+def test_the_next_deadline_follows_all_that_becomes_of_keys(store, apply):
+    """It is looked for only when it may be another one."""
+    def after(*commands):
+        apply(*(Request(command, 1000) for command in commands))
+        return store.next_deadline
+    assert after(Set("a", b"1", ttl=500), Set("a", b"1", ttl=300), Set("b", b"1")) == 1300
+    assert after(Set("b", b"2")) == 1300
+    assert after(Transaction((), (Set("b", b"1", ttl=200), Set("c", b"1", ttl=250)))) == 1200
+    assert after(Touch("b", 5000)) == 1250
+    assert after(Delete("c")) == 1300
+    assert after(Set("c", b"1", ttl=100), Transaction((), (Delete("c"), Get("a")))) == 1300
+    assert after(Set("a", b"2")) == 6000
+    assert after(Set("p/1", b"1", ttl=1), Delete("none")) == 1001
+    assert after(DeletePrefix("p/")) == 6000
+    assert after(DeletePrefix("")) is None
+    assert after(Set("a", b"1", ttl=500)) == 1500
+    apply(Request(Expire(), 1500))
+    assert store.next_deadline is None
 
 
 def test_a_condition_may_refuse_a_touch(store, apply):

@@ -635,6 +635,27 @@ def test_a_lease_is_looked_at_when_the_time_has_been_told(timeouts):
         assert read.done() == (timeouts == 0)
 
 
+def test_who_leads_is_in_charge_once_it_has_applied_what_was_written_before():
+    """Before that it does not know what time the leader before it has told."""
+    with clients(1) as pool, group(settings=PATIENT) as nodes:
+        leader = nodes.leader()
+        next_leader, _ = nodes.followers(leader)
+        assert leader.term_in_charge(5) == leader.wait_to_lead() == leader.status()["term"]
+        assert next_leader.term_in_charge(0) == 0, "it does not lead"
+        machine = nodes.machines[next_leader.name]
+        wait_until(lambda: machine.position.index == leader.status()["last_applied"], "it has what there is")
+        machine.ready.clear()
+        leader.propose(b"a", 5)
+        waits = pool.submit(next_leader.wait_to_lead)
+        leader.transfer_leadership(next_leader.name)
+        with pytest.raises(NoQuorum):
+            next_leader.term_in_charge(0.2)
+        assert not waits.done() and machine.commands == []
+        machine.ready.set()
+        assert next_leader.term_in_charge(5) == waits.result(5) == next_leader.status()["term"]
+        assert machine.commands == [b"a"]
+
+
 def test_who_has_just_started_is_asked_again_for_its_vote():
     """It says so at once: whoever waited for its answer might do so for long."""
     with group(2, replace(PATIENT, election_timeout_seconds=120, rpc_timeout_seconds=8)) as nodes:
@@ -1743,7 +1764,7 @@ def test_the_state_machine_is_told_the_members_at_its_index_and_no_newer_ones(mo
 
 def test_reads_that_nobody_waits_for_are_not_kept():
     """A follower that hears its leader and cannot ask it; each read is begun and given up."""
-    with group(settings=replace(FAST, max_waiting_writes=20)) as nodes:
+    with group(settings=replace(PATIENT, max_waiting_writes=20, rpc_timeout_seconds=1)) as nodes:
         leader = nodes.leader()
         follower = nodes.followers(leader)[0]
         follower.read(None)

@@ -386,7 +386,8 @@ def damaged_row(path, key):
 
 def _connect(path, mode, timeout):
     uri = f"{Path(path).absolute().as_uri()}?mode={mode}"
-    return sqlite3.connect(uri, uri=True, timeout=timeout, isolation_level=None, check_same_thread=False)
+    return sqlite3.connect(uri, uri=True, timeout=timeout, isolation_level=None, check_same_thread=False,
+                           cached_statements=sqlitefile.PREPARED_STATEMENTS)
 
 
 def _pragma(connection, name, value):

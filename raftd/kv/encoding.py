@@ -6,7 +6,9 @@ in the rest follows its length (4 bytes).
 """
 
 import struct
+from functools import cache
 from hashlib import blake2b
+from itertools import accumulate, pairwise
 
 from raftd.kv.commands import (
     UNCONDITIONAL,
@@ -27,10 +29,10 @@ from raftd.kv.commands import (
 )
 
 _VERSION = 1
-_SET, _DELETE, _SET_FOR_A_TIME, _TOUCH, _DELETE_PREFIX, _TRANSACTION, _EXPIRE, _REQUEST, _READING = range(1, 10)
+_SET, _DELETE, _SET_FOR_A_TIME, _TOUCH, _DELETE_PREFIX, _TRANSACTION, _EXPIRE, _REQUEST, _READING, _SET_MANY = range(1, 11)
 _NONE, _ANY, _LISTED = 0, 1, 2  # what a condition asks for: nothing; that there be any version; one of the listed ones
 _PREFIX = struct.Struct(">BBBH")
-_PLAIN_SET = bytes((_VERSION, _SET, 0))  # how that begins which is written most
+_PLAIN_SET, _MANY_SETS = bytes((_VERSION, _SET, 0)), bytes((_VERSION, _SET_MANY))  # how that begins which is written most
 _COUNT = struct.Struct(">I")
 _NUMBER = struct.Struct(">Q")
 _PART = struct.Struct(">BI")  # of a transaction: what it is, the length of its key
@@ -56,6 +58,8 @@ def encode(command):
             return _packed(_TOUCH, key, _NUMBER.pack(ttl), conditions)
         case DeletePrefix(prefix):
             return _packed(_DELETE_PREFIX, prefix, b"")
+        case Transaction((), then, ()) if _are_plain_sets(then):
+            return _packed(_SET_MANY, "", _encode_sets(then))
         case Transaction(conditions, then, otherwise):
             reads = any(type(part) is Get for part in (*then, *otherwise))
             return _packed(_READING if reads else _TRANSACTION, "", b"".join(
@@ -129,6 +133,11 @@ class _Rest:
     def remaining(self):
         return self.bytes(len(self.data) - self.at)
 
+    def pieces(self, lengths):
+        """Pieces of these lengths."""
+        whole = self.bytes(sum(lengths))
+        return [whole[start:end] for start, end in pairwise(accumulate(lengths, initial=0))]
+
     def all(self, decode_one):
         return tuple([decode_one(self) for _ in range(self.unpack(_COUNT)[0])])
 
@@ -140,6 +149,7 @@ _DECODERS = {
     _DELETE_PREFIX: lambda key, conditions, rest: DeletePrefix(key),
     _TRANSACTION: lambda key, conditions, rest: _decode_transaction(rest),
     _READING: lambda key, conditions, rest: _decode_transaction(rest),
+    _SET_MANY: lambda key, conditions, rest: Transaction((), _decode_sets(rest)),
     _EXPIRE: lambda key, conditions, rest: Expire(),
     _REQUEST: lambda key, conditions, rest: _decode_request(rest),
 }
@@ -182,8 +192,11 @@ def _plain_set(data):
 def foresee(index, data):
     """The Outcome that the command in *data* will have as the entry at *index*, whatever the state is; None if it depends on that."""
     try:
+        if data[:2] == _MANY_SETS:
+            (count,) = _COUNT.unpack_from(data, _PREFIX.size)
+            return Outcome("transacted", index, (True, (True,) * count))
         return Outcome("written", index) if _plain_set(data) else None
-    except (IndexError, UnicodeDecodeError):
+    except (struct.error, IndexError, UnicodeDecodeError):
         return None
 
 
@@ -210,6 +223,32 @@ def _text(text):
 
 def _encode_all(items, encode_one):
     return b"".join([_COUNT.pack(len(items)), *map(encode_one, items)])
+
+
+# A transaction that is nothing but plain Sets, the fast way to load data: first all lengths, then all keys, then all values
+
+
+def _are_plain_sets(operations):
+    return all([type(part) is Set and not part.ttl for part in operations])
+
+
+@cache
+def _lengths(count):
+    return struct.Struct(f">{count}H{count}I")
+
+
+def _encode_sets(sets):
+    keys, values = [key.encode() for key, _, _, _ in sets], [value for _, value, _, _ in sets]
+    return b"".join([_COUNT.pack(len(sets)), _lengths(len(sets)).pack(*map(len, keys), *map(len, values)), *keys, *values])
+
+
+def _decode_sets(rest):
+    (count,) = rest.unpack(_COUNT)
+    if count > len(rest.data):
+        raise struct.error("it ends too early")
+    lengths = rest.unpack(_lengths(count))
+    keys, values = rest.pieces(lengths[:count]), rest.pieces(lengths[count:])
+    return tuple([Set(key.decode(), value) for key, value in zip(keys, values, strict=True)])
 
 
 # The parts of a transaction

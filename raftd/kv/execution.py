@@ -12,7 +12,9 @@ from raftd.kv import database
 from raftd.kv.commands import (
     UNCONDITIONAL, Delete, DeletePrefix, Expire, Found, Get, Outcome, Request, Set, Touch, Transaction, is_plain_set,
 )
-from raftd.kv.database import DELETED, EXPIRED, PUT, Head, Totals, change_checksum, change_id, end_of, head_checksum, index_of
+from raftd.kv.database import (
+    DELETED, EXPIRED, MOST_CHANGES_OF_AN_ENTRY, PUT, Head, Totals, change_checksum, change_id, end_of, head_checksum, index_of,
+)
 from raftd.kv.encoding import decode_outcome, digest, encode_outcome
 from raftd.sqlitefile import execute_in, execute_rows
 
@@ -44,35 +46,39 @@ class Limits(NamedTuple):
 LIMITS = Limits()
 
 
-class Done(NamedTuple):
-    """What has become of a batch.
+class Known(NamedTuple):
+    """What is known of the tables without a look at them.
 
-    outcomes       an Outcome for each command
-    totals         as they are now
+    totals         as they are
     next_deadline  the earliest time at which a key expires, None if none does
-    heads          {key: its head, None if there is no such key}, of all keys that the commands were about
+    heads          {key: its head, None if there is no such key}, of some keys
     """
 
-    outcomes: list[Outcome]
     totals: Totals
     next_deadline: int | None
     heads: dict
 
 
-def execute(cursor, path, commands, position, heads, limits=LIMITS):
-    """Do the (index, command) pairs in order and move to *position*; returns Done.
+def know(connection, path):
+    """What there is to know, of no keys yet. Raises DamagedFiles; *path* is named in that."""
+    return Known(database.read_totals(connection, path), _next_deadline(connection), {})
 
-    *path* is named in errors. *heads*: those of earlier batches, of any keys, as far as they are still right.
+
+def execute(cursor, path, commands, position, known, limits=LIMITS):
+    """Do the (index, command) pairs in order and move to *position*; returns (an Outcome for each, Known, with all keys that they were
+    about).
+
+    *path* is named in errors. *known*: after all earlier batches, with any keys.
     """
-    batch = Batch(cursor, path, commands, heads, limits)
+    batch = Batch(cursor, path, commands, known, limits)
     outcomes = batch.perform_all(commands)
     batch.write()
     database.write_position(cursor, position)
-    return Done(outcomes, batch.totals, next_deadline(cursor), batch.heads)
+    next_deadline = _next_deadline(cursor) if batch.deadlines_have_changed else known.next_deadline
+    return outcomes, Known(batch.totals, next_deadline, batch.heads)
 
 
-def next_deadline(cursor):
-    """The earliest time at which a key expires, or None."""
+def _next_deadline(cursor):
     rows = cursor.execute("SELECT expires_at FROM kv WHERE expires_at > 0 ORDER BY expires_at LIMIT 1").fetchall()
     return rows[0][0] if rows else None
 
@@ -83,11 +89,13 @@ class Batch:
     Heads and changes are rows here: ``database.Head`` and (id, kind, previous_index, checksum, key, value).
     """
 
-    def __init__(self, cursor, path, commands, known_heads, limits):
-        self._cursor, self._path, self._known_heads, self._limits = cursor, path, known_heads, limits
-        self.totals = database.read_totals(cursor, path)
+    def __init__(self, cursor, path, commands, known, limits):
+        self._cursor, self._path, self._known_heads, self._limits = cursor, path, known.heads, limits
+        self.totals = known.totals
+        self.deadlines_have_changed = False
         self.heads = {}  # key -> its head, None if there is no such key; of those that were looked at
-        self._dirty = {}  # the keys whose heads are to be written, in the order in which they were first
+        self._dirty = {}  # the same, of those whose heads are to be written
+        self._more_keys = 0  # than ``totals`` say
         self._changes, self._values = [], {}  # to be written; id -> value of them
         self._superseded = []  # ids of changes before the history begins that are the latest of no key any more
         self._requests = {}  # idempotency key -> (id, digest, outcome), of those that are known
@@ -103,7 +111,7 @@ class Batch:
         outcomes, plain = [], []
         for index, command in commands:
             if is_plain_set(command):
-                plain.append((change_id(index), command.key, command.value, 0))
+                plain.append((index * MOST_CHANGES_OF_AN_ENTRY, command.key, command.value, 0))
                 outcomes.append(Outcome("written", index))
                 continue
             if plain:
@@ -179,6 +187,8 @@ class Batch:
         raise AssertionError(f"no condition: {condition!r}")
 
     def _transact(self, index, succeeded, operations, most_result_bytes):
+        if all([type(operation) is Set for operation in operations]):
+            return self._transact_sets(index, succeeded, operations)
         if self._size_of_results(operations) > most_result_bytes:
             return Outcome("too-large", most_result_bytes)
         left, results = self._count_changes(operations), []
@@ -195,6 +205,12 @@ class Batch:
                 self._remove(change_id(index, left), DELETED, key)
             results.append(does)
         return Outcome("transacted", index, (succeeded, tuple(results)))
+
+    def _transact_sets(self, index, succeeded, sets):
+        last, count = change_id(index), len(sets)
+        self._put_all([(id, key, value, self._deadline(ttl) if ttl else 0)
+                       for id, (key, value, _, ttl) in zip(range(last - count + 1, last + 1), sets, strict=True)])
+        return Outcome("transacted", index, (succeeded, (True,) * count))
 
     def _count_changes(self, operations):
         """How many of *operations* change something: all but a Get, and the Delete of what is not there."""
@@ -249,7 +265,8 @@ class Batch:
         cursor.execute("DELETE FROM changes WHERE id <= ? AND id IN (SELECT change_id FROM kv WHERE key >= ? AND key < ?)",
                        (self.totals.history_start, *bounds))
         cursor.execute("DELETE FROM kv WHERE key >= ? AND key < ?", bounds)
-        self._count_keys(-count)
+        self._more_keys -= count
+        self.deadlines_have_changed = True
         return Outcome("deleted-prefix", index, count)
 
     def _expire(self, index):
@@ -303,31 +320,28 @@ class Batch:
 
     def _put_all(self, rows):
         """Give keys values; a row is the id of the change, the key, the value, and when it expires."""
-        heads, values, history_start, new_keys = self.heads, self._values, self.totals.history_start, 0
+        heads, dirty, values, changes = self.heads, self._dirty, self._values, self._changes
+        history_start, checksum_of = self.totals.history_start, change_checksum
         for id, key, value, expires_at in rows:
             before = heads[key]
             if before is None:
-                previous_index, created_index, version = 0, index_of(id), 1
-                new_keys += 1
+                previous_index, created_index, version, expired_at = 0, index_of(id), 1, 0
+                self._more_keys += 1
             else:
-                before_id, created_index, version, _ = before
+                before_id, created_index, version, expired_at = before
                 previous_index, version = index_of(before_id), version + 1
                 if before_id <= history_start:
                     self._superseded.append(before_id)
-            heads[key] = id, created_index, version, expires_at
+            if expires_at != expired_at:
+                self.deadlines_have_changed = True
+            heads[key] = dirty[key] = id, created_index, version, expires_at
             values[id] = value
-            self._changes.append((id, PUT, previous_index, change_checksum(id, PUT, previous_index, key, value), key, value))
-        self._dirty.update([(row[1], None) for row in rows])
-        self._count_keys(new_keys)
+            changes.append((id, PUT, previous_index, checksum_of(id, PUT, previous_index, key, value), key, value))
 
     def _remove(self, id, kind, key):
         self._removed(id, kind, key, self.heads[key][0])
         self._become(key, None)
-        self._count_keys(-1)
-
-    def _count_keys(self, more):
-        if more:
-            self.totals = self.totals._replace(keys=self.totals.keys + more)
+        self._more_keys -= 1
 
     def _removed(self, id, kind, key, before_id):
         """*key*, whose latest change is *before_id*, is removed by the change *id*."""
@@ -337,8 +351,8 @@ class Batch:
         self._changes.append((id, kind, index_of(before_id), change_checksum(id, kind, index_of(before_id), key, b""), key, b""))
 
     def _become(self, key, head):
-        self.heads[key] = head
-        self._dirty[key] = None
+        self.heads[key] = self._dirty[key] = head
+        self.deadlines_have_changed = True
 
     # Requests that may come again
 
@@ -364,12 +378,13 @@ class Batch:
         self._write_keys()
         self._write_requests()
         self._trim_history()
+        self.totals = self.totals._replace(keys=self.totals.keys + self._more_keys)
         database.write_totals(self._cursor, self.totals)
 
     def _write_keys(self):
-        heads, checksum_of = self.heads, head_checksum
-        rows = [(key, *head, checksum_of(key, *head)) for key in self._dirty if (head := heads[key]) is not None]
-        removed = [key for key in self._dirty if heads[key] is None] if len(rows) < len(self._dirty) else []
+        checksum_of = head_checksum
+        rows = [(key, *head, checksum_of(key, *head)) for key, head in self._dirty.items() if head is not None]
+        removed = [key for key, head in self._dirty.items() if head is None] if len(rows) < len(self._dirty) else []
         self._dirty.clear()
         execute_rows(self._cursor, "REPLACE INTO kv", rows)
         execute_in(self._cursor, "DELETE FROM kv WHERE key", removed)

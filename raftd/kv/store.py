@@ -40,9 +40,8 @@ class KeyValueStore:
 
     ``apply``, ``checkpoint``, ``install`` and ``close`` belong to one thread at a time, the applier; all else to any thread.
 
-    steps          rises while ``apply`` is at work, as long as the disk answers
-    clock          the Clock by which keys expire
-    next_deadline  when, by that, the next one does; None if none will
+    steps   rises while ``apply`` is at work, as long as the disk answers
+    clock   the Clock by which keys expire
     """
 
     def __init__(self, directory, may_create=True, limits=execution.LIMITS):
@@ -59,7 +58,7 @@ class KeyValueStore:
         self._incoming_lock = threading.Lock()
         self._sync_failed = False  # see _write_anew
         self._durable_index = 0
-        self.clock, self.next_deadline = Clock(), None
+        self.clock = Clock()
         self._limits, self._subscribers = limits, []
         self.steps = 0
         try:
@@ -77,7 +76,12 @@ class KeyValueStore:
     @property
     def time(self):
         """What time the state was told last, in milliseconds; the clock goes on from there."""
-        return self._totals.time
+        return self._known.totals.time
+
+    @property
+    def next_deadline(self):
+        """When, by the clock, the next key expires; None if none will."""
+        return self._known.next_deadline
 
     def subscribe(self, applied):
         """Call *applied* whenever the state has changed, in the applier's thread: it must be quick, and raise nothing."""
@@ -121,13 +125,12 @@ class KeyValueStore:
         with storage_errors(self._path):
             self._prepare_to_write()
             with self._transaction() as cursor:
-                done = execution.execute(cursor, self._path, commands, position, self._heads, self._limits)
+                outcomes, known = execution.execute(cursor, self._path, commands, position, self._known, self._limits)
         self._position = position
-        self._remember(done.heads)
-        self._follow(done.totals, done.next_deadline)
+        self._follow(known)
         self._commands_in_wal += len(batch)
         self._bytes_in_wal += sum(len(data) for _, data in batch)
-        return done.outcomes
+        return outcomes
 
     foresee = staticmethod(foresee)
     reads = staticmethod(reads)
@@ -221,8 +224,7 @@ class KeyValueStore:
     def close(self):
         """Wait for readers, checkpoint, close; idempotent. A checkpoint that fails is no loss: the WAL stays."""
         self._closed = True
-        for applied in list(self._subscribers):
-            applied()
+        self._tell_subscribers()
         self._readers.close()
         with self._incoming_lock:
             if self._incoming:
@@ -269,8 +271,7 @@ class KeyValueStore:
             with self._advice_on_damage():
                 database.check_tables(writer, self._path)
                 self._position = database.read_position(writer, self._path)
-                self._totals = database.read_totals(writer, self._path)
-                next_deadline = execution.next_deadline(writer)
+                known = execution.know(writer, self._path)
                 all_moved, _ = database.checkpoint(writer, "TRUNCATE")
                 if all_moved:
                     database.check_size(writer, self._path)
@@ -279,9 +280,9 @@ class KeyValueStore:
             writer.close()
             raise
         self._writer = writer
-        self._heads = {}
-        self.clock.hear(self._totals.time)
-        self._follow(self._totals, next_deadline)
+        self._known = known
+        self.clock.hear(known.totals.time)
+        self._tell_subscribers()
         self._commands_in_wal = self._bytes_in_wal = 0
         if all_moved and not self._sync_failed:
             self._durable_index = self._position.index
@@ -290,20 +291,21 @@ class KeyValueStore:
         self.steps += 1
         return 0  # else SQLite gives up
 
-    def _follow(self, totals, next_deadline):
-        """What else has become of the state."""
-        if totals.time != self._totals.time:
-            self.clock.hear(totals.time)
-        self._totals, self.next_deadline = totals, next_deadline
+    def _follow(self, known):
+        """What else has become of the state. Keys that were written last are likely to be written again."""
+        if known.totals.time != self._known.totals.time:
+            self.clock.hear(known.totals.time)
+        heads = self._known.heads
+        heads.update(known.heads)
+        if (surplus := len(heads) - _MOST_HEADS) > 0:
+            for key in list(itertools.islice(heads, surplus + _MOST_HEADS // 2)):
+                del heads[key]
+        self._known = known._replace(heads=heads)
+        self._tell_subscribers()
+
+    def _tell_subscribers(self):
         for applied in list(self._subscribers):
             applied()
-
-    def _remember(self, heads):
-        """Those that were written last are likely to be written again."""
-        self._heads.update(heads)
-        if (surplus := len(self._heads) - _MOST_HEADS) > 0:
-            for key in list(itertools.islice(self._heads, surplus + _MOST_HEADS // 2)):
-                del self._heads[key]
 
     @contextmanager
     def _advice_on_damage(self):

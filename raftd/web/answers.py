@@ -112,9 +112,9 @@ def transacted_answer(transaction, outcome, index):
 
 
 def _result(operation, result, index):
+    if type(operation) is Set:
+        return {"set": operation.key, "index": index}
     match operation:
-        case Set(key):
-            return {"set": key, "index": index}
         case Delete(key):
             return {"delete": key, "deleted": result}
         case Get(key) if result.value is None:

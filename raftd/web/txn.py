@@ -45,25 +45,25 @@ def _parts(asked, name, part):
 
 
 def _condition(members):
-    key, rest = _key(members, "key")
-    if len(rest) != 1:
+    if not isinstance(members, dict) or len(members) != 2 or "key" not in members:
         raise BadRequest('a condition is {"key": KEY, "index": N}, or "exists": true or false, or "value": TEXT, or "value_base64": TEXT')
-    [(what, wanted)] = rest.items()
+    key = _take_key(members, "key")
+    [(what, wanted)] = members.items()
     match what:
         case "index" if type(wanted) is int and 0 <= wanted <= LARGEST_INDEX:
             return If(key, what, wanted)
         case "exists" if type(wanted) is bool:
             return If(key, what, wanted)
         case "value" | "value_base64":
-            return If(key, "value", _value(rest))
+            return If(key, "value", _value(members))
     raise BadRequest(f"the member {shown(what)} of a condition cannot be {shown(str(wanted))}")
 
 
 def _operation(members):
-    for name in _OPERATIONS:
-        if isinstance(members, dict) and name in members:
-            key, rest = _key(members, name)
-            return _OPERATIONS[name](key, rest)
+    if isinstance(members, dict):
+        for name, operation in _OPERATIONS.items():
+            if name in members:
+                return operation(_take_key(members, name), members)
     raise BadRequest('an operation is {"set": KEY, "value": TEXT}, {"delete": KEY} or {"get": KEY}')
 
 
@@ -94,19 +94,20 @@ def _nothing_else(rest):
         raise BadRequest(f"there is no member {shown(name)} here")
 
 
-def _key(members, name):
-    """(the key in the member *name*, the other members)."""
-    if not isinstance(members, dict) or not isinstance(members.get(name), str):
+def _take_key(members, name):
+    """The key in the member *name*, which is left out of *members* from now on."""
+    key = members.pop(name)
+    if not isinstance(key, str):
         raise BadRequest(f'"{name}" must be a key')
-    return checked_key(members[name]), {other: member for other, member in members.items() if other != name}
+    return checked_key(key)
 
 
 def _value(rest):
     """The value in the only member left, as text or in base64."""
-    match rest:
-        case {"value": str(text), **others} if not others:
+    if len(rest) == 1:
+        if isinstance(text := rest.get("value"), str):
             return _bytes_of(text)
-        case {"value_base64": str(text), **others} if not others:
+        if isinstance(text := rest.get("value_base64"), str):
             try:
                 return base64.b64decode(text, validate=True)
             except (binascii.Error, ValueError):

@@ -157,11 +157,71 @@ DATABASE_BUGS = (
         "write-keeps-the-deadline",
         "A key that is written again without a time to live expires when the old value would have.", CONTRACT,
         [Edit(EXECUTION, """
-            heads[key] = id, created_index, version, expires_at
-            values[id]""", """
-            heads[key] = id, created_index, version, expires_at or (before or (0, 0, 0, 0))[3]
-            values[id]""")],
+            heads[key] = dirty[key] = id, created_index, version, expires_at
+""", """
+            heads[key] = dirty[key] = id, created_index, version, expires_at or expired_at
+""")],
         [TESTS + "test_writing_again_or_touching_gives_a_key_another_time", SIMULATION]),
+    Mutant(
+        "earlier-deadline-not-told",
+        "A key that is written with an earlier deadline than all others expires when those do.", CONTRACT,
+        [Edit(EXECUTION, """
+            if expires_at != expired_at:
+                self.deadlines_have_changed = True
+""", "")],
+        [TESTS + "test_a_key_expires_by_an_entry_and_by_the_time_in_it"]),
+    Mutant(
+        "deadline-of-what-is-gone",
+        "The next deadline stays that of a key which is deleted: the leader proposes to let it expire, again and again.", "no polling",
+        [Edit(EXECUTION, """
+        self.heads[key] = self._dirty[key] = head
+        self.deadlines_have_changed = True
+""", """
+        self.heads[key] = self._dirty[key] = head
+""")],
+        [TESTS + "test_the_next_deadline_follows_all_that_becomes_of_keys"]),
+    Mutant(
+        "deadline-of-a-prefix-that-is-gone",
+        "The same, of a prefix.", "no polling",
+        [Edit(EXECUTION, """
+        self._more_keys -= count
+        self.deadlines_have_changed = True
+""", """
+        self._more_keys -= count
+""")],
+        [TESTS + "test_the_next_deadline_follows_all_that_becomes_of_keys"]),
+    Mutant(
+        "batch-in-wrong-order",
+        "Of a transaction that only writes the first change has the last id: who watches is told the older value of a key last.",
+        "watch histories: in order",
+        [Edit(EXECUTION, "range(last - count + 1, last + 1)", "range(last, last - count, -1)")],
+        [TESTS + "test_a_batch_is_told_in_its_order", SIMULATION]),
+    Mutant(
+        "batch-without-its-conditions",
+        "A transaction with conditions that only writes is taken for one without.", CONTRACT,
+        [Edit(ENCODING, "case Transaction((), then, ()) if", "case Transaction(_, then, ()) if")],
+        [COMMAND_TESTS + "test_every_command_survives_its_bytes"]),
+    Mutant(
+        "batch-without-its-other-half",
+        "A transaction that does nothing is taken for one that only writes what it would do otherwise.", CONTRACT,
+        [Edit(ENCODING, "case Transaction((), then, ()) if", "case Transaction((), then) if")],
+        [COMMAND_TESTS + "test_every_command_survives_its_bytes"]),
+    Mutant(
+        "batch-without-times-to-live",
+        "The keys of a transaction that only writes never expire.", CONTRACT,
+        [Edit(ENCODING, "type(part) is Set and not part.ttl for part", "type(part) is Set for part")],
+        [COMMAND_TESTS + "test_every_command_survives_its_bytes"]),
+    Mutant(
+        "leader-tells-the-time-too-early",
+        "A new leader tells the time before it has applied what the old one has told: keys may expire early, or the time goes back.",
+        "raft: what a new leader may be sure of (section 8)",
+        [Edit("node.py", "if not self._in_charge(raft):  # without", "if not self._raft.is_leader:  # without")],
+        ["tests/test_node.py::test_who_leads_is_in_charge_once_it_has_applied_what_was_written_before"]),
+    Mutant(
+        "leader-lets-keys-expire-too-early",
+        "The same, of the thread that lets keys expire.", "raft: what a new leader may be sure of (section 8)",
+        [Edit("node.py", "if self._raft.is_leader and self._in_charge(self._raft):", "if self._raft.is_leader:")],
+        ["tests/test_node.py::test_who_leads_is_in_charge_once_it_has_applied_what_was_written_before"]),
     Mutant(
         "all-expire-at-once",
         "All that has expired is removed by one entry, however much it is: nothing else is applied meanwhile.", "bounded work",
@@ -262,7 +322,7 @@ DATABASE_BUGS = (
     Mutant(
         "replay-not-told",
         "A replay looks like the first answer.", CONTRACT,
-        [Edit(WRITES, "if applied.result.replayed:", "if False:")],
+        [Edit(WRITES, "if outcome.replayed else {}", "if False else {}")],
         [WEB_TESTS + "test_a_replay_is_the_first_answer_and_says_that_it_is_one"]),
     Mutant(
         "fence-not-looked-at",

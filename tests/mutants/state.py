@@ -22,11 +22,11 @@ STATE = (
         "etcd 13766 (postmortem of 3.5), 14685",
         [Edit(EXECUTION, """
     database.write_position(cursor, position)
-    return Done(""", """
+    next_deadline""", """
     cursor.execute("COMMIT")
     cursor.execute("BEGIN IMMEDIATE")
     database.write_position(cursor, position)
-    return Done(""")],
+    next_deadline""")],
         [TESTS + "test_a_batch_that_is_interrupted_anywhere_leaves_nothing_and_can_be_applied_again"], quick=True),
     Mutant(
         "index-before-the-data",
@@ -88,10 +88,10 @@ STATE = (
         "Bytes that no raftd can apply are answered as done, and then stop every server.",
         "section 7 of the paper: all apply the same",
         [Edit(ENCODING, """
-    except (IndexError, UnicodeDecodeError):
+    except (struct.error, IndexError, UnicodeDecodeError):
         return None
 """, """
-    except (IndexError, UnicodeDecodeError):
+    except (struct.error, IndexError, UnicodeDecodeError):
         return Outcome("written", index)
 """)],
         [COMMAND_TESTS + "test_what_depends_on_the_state_or_is_no_command_is_not_foreseen"]),
@@ -220,10 +220,10 @@ STATE = (
         "section 7; canonical/raft 199",
         [Edit(STORE, """
         self._position = position
-        self._remember(""", """
+        self._follow(""", """
         self._position = position
         self._durable_index = position.index
-        self._remember(""")],
+        self._follow(""")],
         [TESTS + "test_durable_index_moves_with_checkpoints_only"], quick=True),
     Mutant(
         "half-a-checkpoint-counts",

@@ -43,11 +43,10 @@ class StateMachine:
 
     def _load(self, image):
         self._connection.deserialize(image)
-        self.image, self.batches, self._heads = image, [], {}
+        self.image, self.batches = image, []
         self.position = database.read_position(self._connection, "state.db")
         self.durable_index = self.position.index
-        self.time = database.read_totals(self._connection, "state.db").time
-        self.next_deadline = execution.next_deadline(self._connection)
+        self._known = execution.know(self._connection, "state.db")
 
     def apply(self, entries, configuration):
         """{index: Outcome} of the commands among *entries*, in one transaction with the index."""
@@ -59,11 +58,18 @@ class StateMachine:
     def _transact(self, batch, position):
         cursor = self._connection.cursor()
         cursor.execute("BEGIN")
-        done = execution.execute(cursor, "state.db", batch, position, self._heads, LIMITS)
+        outcomes, known = execution.execute(cursor, "state.db", batch, position, self._known, LIMITS)
         cursor.execute("COMMIT")
-        self.position, self.time, self.next_deadline = position, done.totals.time, done.next_deadline
-        self._heads.update(done.heads)
-        return {index: outcome for (index, _), outcome in zip(batch, done.outcomes, strict=True)}
+        self.position, self._known = position, known._replace(heads={**self._known.heads, **known.heads})
+        return {index: outcome for (index, _), outcome in zip(batch, outcomes, strict=True)}
+
+    @property
+    def time(self):
+        return self._known.totals.time
+
+    @property
+    def next_deadline(self):
+        return self._known.next_deadline
 
     def find(self, key):
         return queries.find(self._connection, "state.db", key, lambda: 0)
