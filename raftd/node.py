@@ -62,7 +62,8 @@ MAX_APPLY_BYTES = 1 << 20  # commands in one transaction of the state machine
 MAX_READING = 16  # commands in it whose outcome may be much larger than they are
 APPLY_PAUSE_SECONDS = 0.05  # so long committed entries may wait for others, to be applied together, if nobody waits for them
 MAX_UNAPPLIED, MAX_UNAPPLIED_BYTES = 512, 1 << 20  # entries, and bytes of commands, that do not wait any longer
-MAX_ANSWERED_AHEAD = 8192  # entries; a state machine that is further behind, or by too many bytes, makes all who write wait for it
+# Entries, and bytes of commands; a state machine that is further behind makes all who write wait for it.
+MAX_ANSWERED_AHEAD, MAX_ANSWERED_AHEAD_BYTES = 8192, 4 << 20
 STATUS_SECONDS = 0.2  # so long the status waits for what was answered to be applied
 MAX_READY_LAG = 20_000  # entries; more than a busy server has in flight: one further behind is not ready
 FAILURES_IN_A_ROW = 5  # of entries to a peer that answers what is small: then it is worth a line in the log
@@ -311,7 +312,7 @@ class Node:
         self._unapplied_bytes += sum(len(entry.command) for entry in entries)
         self._seen_commit = raft.commit_index
         if not self._proposals or raft.commit_index - raft.last_applied > MAX_ANSWERED_AHEAD \
-                or self._unapplied_bytes > self.settings.max_waiting_bytes:
+                or self._unapplied_bytes > min(MAX_ANSWERED_AHEAD_BYTES, self.settings.max_waiting_bytes):
             return
         for entry in entries:
             proposal = self._proposals.get(entry.index)

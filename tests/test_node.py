@@ -498,8 +498,11 @@ def test_who_writes_waits_for_a_state_machine_that_is_far_behind(monkeypatch):
         assert late.result(5).result == b"LATE"
 
 
-def test_who_writes_much_waits_for_a_state_machine_that_is_behind():
-    with foreseeing(1, replace(PATIENT, max_waiting_bytes=1000)) as (_, leader, machine):
+@pytest.mark.parametrize("bound", ["a setting", "how long a read may have to wait"])
+def test_who_writes_much_waits_for_a_state_machine_that_is_behind(monkeypatch, bound):
+    if bound != "a setting":
+        monkeypatch.setattr(node_module, "MAX_ANSWERED_AHEAD_BYTES", 1000)
+    with foreseeing(1, replace(PATIENT, max_waiting_bytes=1000 if bound == "a setting" else 1700)) as (_, leader, machine):
         machine.ready.clear()
         assert leader.submit(bytes(900)).result(5) and leader.submit(bytes(100)).result(5)
         late = leader.submit(bytes(900))

@@ -33,6 +33,7 @@ _SET, _DELETE, _SET_FOR_A_TIME, _TOUCH, _DELETE_PREFIX, _TRANSACTION, _EXPIRE, _
 _NONE, _ANY, _LISTED = 0, 1, 2  # what a condition asks for: nothing; that there be any version; one of the listed ones
 _PREFIX = struct.Struct(">BBBH")
 _PLAIN_SET, _MANY_SETS = bytes((_VERSION, _SET, 0)), bytes((_VERSION, _SET_MANY))  # how that begins which is written most
+_IS_REQUEST, _IS_READING = bytes((_REQUEST,)), bytes((_READING,))
 _COUNT = struct.Struct(">I")
 _NUMBER = struct.Struct(">Q")
 _PART = struct.Struct(">BI")  # of a transaction: what it is, the length of its key
@@ -161,12 +162,13 @@ def _decode_transaction(rest):
 
 def reads(data):
     """True if what comes of the command in *data*, as ``encode`` has made it, may be much larger than the command: values that it reads."""
-    if data[1:2] != bytes((_REQUEST,)):
-        return data[1:2] == bytes((_READING,))
+    operation = data[1:2]
+    if operation != _IS_REQUEST:
+        return operation == _IS_READING
     try:
         rest = _Rest(data, _PREFIX.size)
         rest.number(), rest.value(), rest.value(), rest.number()
-        return data[rest.at + 1:rest.at + 2] == bytes((_READING,))
+        return data[rest.at + 1:rest.at + 2] == _IS_READING
     except struct.error:
         return False
 
