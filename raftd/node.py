@@ -59,9 +59,8 @@ from raftd.turns import LARGE_BYTES, Turns
 log = logging.getLogger(__name__)
 
 MAX_APPLY_BYTES = 1 << 20  # commands in one transaction of the state machine
-MAX_READING = 16  # commands in it whose outcome may be much larger than they are
 APPLY_PAUSE_SECONDS = 0.05  # so long committed entries may wait for others, to be applied together, if nobody waits for them
-MAX_UNAPPLIED, MAX_UNAPPLIED_BYTES = 512, 1 << 20  # entries, and bytes of commands, that do not wait any longer
+MAX_UNAPPLIED, MAX_UNAPPLIED_BYTES = 1024, 1 << 20  # entries, and bytes of commands, that do not wait any longer
 # Entries, and bytes of commands; a state machine that is further behind makes all who write wait for it.
 MAX_ANSWERED_AHEAD, MAX_ANSWERED_AHEAD_BYTES = 8192, 4 << 20
 STATUS_SECONDS = 0.2  # so long the status waits for what was answered to be applied
@@ -1430,13 +1429,8 @@ class Node:
                 self._compact()
 
     def _as_many_as_may(self, entries):
-        """The first of *entries*: of those whose outcome may be large, a few at a time, since all outcomes are in memory together."""
-        reading = 0
-        for count, entry in enumerate(entries):
-            reading += entry.kind == COMMAND and self._state_machine.reads(entry.command)
-            if reading > MAX_READING:
-                return entries[:count]
-        return entries
+        """The first of *entries*: so many that all their outcomes may be in memory together."""
+        return entries[:self._state_machine.how_many([entry.command if entry.kind == COMMAND else b"" for entry in entries])]
 
     def _wait_for_committed_locked(self):
         """False when the node stops. Entries that nobody waits for are given a little time to become more."""
@@ -1459,10 +1453,9 @@ class Node:
         return bool(self._install or ((raft.has_committed and not self._silent or raft.withdrawn) and not self._stopping.is_set()))
 
     def _apply(self, entries, configuration):
-        """The results of the commands among *entries*, by index."""
+        """The results of the commands among *entries*, in their order."""
         batch = [(entry.index, entry.command) for entry in entries if entry.kind == COMMAND]
-        results = self._state_machine.apply(batch, entries[-1].index, entries[-1].term, configuration)
-        return {index: result for (index, _), result in zip(batch, results, strict=True)}
+        return self._state_machine.apply(batch, entries[-1].index, entries[-1].term, configuration)
 
     def _applied(self, entries, results):
         """Tell who waits; returns the bytes of the commands."""
@@ -1471,20 +1464,25 @@ class Node:
             self._raft.tick(time.monotonic())
             self._raft.applied(entries[-1].index)
             self._unapplied_bytes = self._unapplied_bytes - size if self._raft.last_applied < self._raft.commit_index else 0
-            for entry in entries:
-                proposal = self._proposals.pop(entry.index, None)
-                if proposal is None:
-                    continue
-                if proposal.term == entry.term:
-                    self._answer_locked(entry.index, proposal, results.get(entry.index))
-                else:
-                    self._waiting_bytes -= proposal.size
-                    _fail(proposal.future, Discarded("another leader put another entry in its place"))
+            if self._proposals:
+                self._answer_applied_locked(entries, iter(results))
             self._wake_applied_waiters_locked()
             if self._draining or any(entry.kind != COMMAND for entry in entries):
                 self._changed.notify_all()
             self._settle_locked()
         return size
+
+    def _answer_applied_locked(self, entries, results):
+        for entry in entries:
+            result = next(results) if entry.kind == COMMAND else None
+            proposal = self._proposals.pop(entry.index, None)
+            if proposal is None:
+                continue
+            if proposal.term == entry.term:
+                self._answer_locked(entry.index, proposal, result)
+            else:
+                self._waiting_bytes -= proposal.size
+                _fail(proposal.future, Discarded("another leader put another entry in its place"))
 
     def _wake_applied_waiters_locked(self):
         waiters, self._applied_waiters = self._applied_waiters, []

@@ -1,5 +1,6 @@
 """Joins the parts to a process: files, node, port, signals; and the order in which they start and stop."""
 
+import gc
 import logging
 import os
 import re
@@ -25,6 +26,7 @@ from raftd.web import create_app
 log = logging.getLogger(__name__)
 
 HAND_OVER_SECONDS = 1.0
+NEW_OBJECTS_BETWEEN_LOOKS = 20_000
 PAUSE_SECONDS = 0.005  # between the steps in which the state is verified
 _OUR_FILES = re.compile(r"(raft|state)\.db(-wal|-shm|-journal|\.new)?|state\.db\.(incoming|outgoing)-[0-9]+(-journal)?|raft\.promised")
 
@@ -48,6 +50,7 @@ def run(options):
     server = Server(options, stopping, fail)
     try:
         server.start()
+        _look_for_cycles_seldom()
         alarm.sleep_until(stopping)
         if signals:
             log.info("stopping signal=%s", signal.Signals(signals[0]).name)
@@ -61,6 +64,13 @@ def run(options):
         raise failures[0]
     log.info("stopped")
     return 0
+
+
+def _look_for_cycles_seldom():
+    """Python looks for garbage in cycles after every 700 new objects: a batch of writes is thousands, none of them in a cycle."""
+    gc.collect()
+    gc.freeze()  # what a server is made of stays
+    gc.set_threshold(NEW_OBJECTS_BETWEEN_LOOKS, *gc.get_threshold()[1:])
 
 
 class Alarm:

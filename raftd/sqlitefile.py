@@ -12,6 +12,7 @@ import sys
 from array import array
 from contextlib import closing, contextmanager, suppress
 from functools import cache
+from itertools import chain
 from pathlib import Path
 
 from raftd.errors import REPLACE_NODE, DamagedFiles, StorageFailed
@@ -166,7 +167,7 @@ def execute_rows(cursor, insert, rows):
     The interpreter's lock is given up and taken again for each statement: on a busy server that, not SQLite, is the time of a batch.
     """
     for some in _pieces(rows):
-        cursor.execute(_statement(insert, len(some[0]), len(some)), [field for row in some for field in row])
+        cursor.execute(_statement(insert, len(some[0]), len(some)), list(chain.from_iterable(some)))
 
 
 def execute_in(cursor, statement, keys):

@@ -7,7 +7,7 @@ from raftd.kv import (
     Conditions, Delete, DeletePrefix, Expire, Fence, Found, Get, If, Outcome, Request, Set, Touch, Transaction, UnknownCommand, decode,
     encode,
 )
-from raftd.kv.encoding import decode_outcome, digest, encode_outcome, foresee, reads
+from raftd.kv.encoding import decode_outcome, digest, encode_outcome, foresee, how_many, MAX_READING
 
 ALL_BYTES = bytes(range(256))
 
@@ -165,18 +165,21 @@ def test_every_outcome_survives_its_bytes_as_one_that_is_replayed(outcome):
     assert decode_outcome(encode_outcome(outcome)) == outcome._replace(replayed=True)
 
 
-@pytest.mark.parametrize("command, expected", [
+@pytest.mark.parametrize("command, reads", [
     (Set("k", b"v"), False), (Transaction((), (Set("k", b"v"),)), False), (Transaction((), (Get("k"),)), True),
     (Transaction((), (), (Get("k"),)), True), (Request(Transaction((), (Get("k"),)), 5, "key", Fence("lock", 7)), True),
     (Request(Transaction((), (Set("k", b"v"),)), 5, "key"), False), (Request(Set("k", b"v"), 0, "key"), False), (Expire(), False),
 ])
-def test_whether_a_command_may_answer_values_shows_in_its_bytes(command, expected):
-    assert reads(encode(command)) is expected
+def test_of_commands_that_answer_values_a_few_are_done_together(command, reads):
+    data = encode(command)
+    assert how_many([data] * MAX_READING) == MAX_READING
+    assert how_many([data] * 100) == (MAX_READING if reads else 100)
+    assert how_many([encode(Set("k", b"v")), data] * 50) == (2 * MAX_READING + 1 if reads else 100)
 
 
 @pytest.mark.parametrize("data", [b"", b"\x01", b"\x01\x08", b"\x01\x08" + b"\xff" * 40, b"garbage"])
 def test_bytes_that_are_no_command_answer_nothing(data):
-    assert reads(data) is False
+    assert how_many([data] * 100) == 100
 
 
 def test_a_request_is_told_from_others_by_all_but_its_time_and_key():

@@ -123,8 +123,8 @@ class Machine:
 
     steps = 0
 
-    def reads(self, command):
-        return command.startswith(b"reads")
+    def how_many(self, commands):
+        return next((number for number, command in enumerate(commands, 1) if command.startswith(b"large")), len(commands))
 
     def foresee(self, index, command):
         return command.upper() if self.foresees and not command.startswith(b"?") else None
@@ -483,6 +483,23 @@ def test_foreseen_writes_are_applied_soon_although_nobody_waits():
     with foreseeing() as (nodes, leader, _):
         leader.propose(b"a", 5)
         assert nodes.commands_everywhere() == [b"a"]
+
+
+def test_what_the_state_machine_does_not_want_together_it_gets_one_after_the_other():
+    with foreseeing(1) as (_, leader, machine):
+        machine.foresees = False
+        leader.propose(b"first", 5)
+        machine.reached.clear()
+        machine.ready.clear()
+        writes = [leader.submit(b"held")]
+        assert machine.reached.wait(5)
+        writes += [leader.submit(command) for command in (b"a", b"large 1", b"b", b"c", b"large 2", b"large 3", b"d")]
+        wait_until(lambda: leader.look(lambda raft: raft.commit_index == raft.log.last_index), "they are committed")
+        del machine.batches[:]
+        machine.ready.set()
+        assert [write.result(5).result for write in writes][-1] == b"D"
+        assert [[command for _, command in batch] for batch in machine.batches] == [
+            [b"held"], [b"a", b"large 1"], [b"b", b"c", b"large 2"], [b"large 3"], [b"d"]]
 
 
 def test_who_writes_waits_for_a_state_machine_that_is_far_behind(monkeypatch):

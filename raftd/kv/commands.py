@@ -207,8 +207,3 @@ class History(NamedTuple):
 
     changes: list
     applied_index: int
-
-
-def is_plain_set(command):
-    """True if *command* writes whatever stands there, for good."""
-    return type(command) is Set and command.conditions is UNCONDITIONAL and not command.ttl

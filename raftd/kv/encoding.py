@@ -32,8 +32,11 @@ _VERSION = 1
 _SET, _DELETE, _SET_FOR_A_TIME, _TOUCH, _DELETE_PREFIX, _TRANSACTION, _EXPIRE, _REQUEST, _READING, _SET_MANY = range(1, 11)
 _NONE, _ANY, _LISTED = 0, 1, 2  # what a condition asks for: nothing; that there be any version; one of the listed ones
 _PREFIX = struct.Struct(">BBBH")
+_KEY_AT = _PREFIX.size
 _PLAIN_SET, _MANY_SETS = bytes((_VERSION, _SET, 0)), bytes((_VERSION, _SET_MANY))  # how that begins which is written most
-_IS_REQUEST, _IS_READING = bytes((_REQUEST,)), bytes((_READING,))
+_IS_READING = bytes((_READING,))
+_MAY_READ = {_IS_READING, bytes((_REQUEST,))}
+MAX_READING = 16  # commands, among those that are done together, whose outcome may be much larger than they are
 _COUNT = struct.Struct(">I")
 _NUMBER = struct.Struct(">Q")
 _PART = struct.Struct(">BI")  # of a transaction: what it is, the length of its key
@@ -160,11 +163,23 @@ def _decode_transaction(rest):
     return Transaction(rest.all(_decode_if), rest.all(_decode_part), rest.all(_decode_part))
 
 
-def reads(data):
-    """True if what comes of the command in *data*, as ``encode`` has made it, may be much larger than the command: values that it reads."""
-    operation = data[1:2]
-    if operation != _IS_REQUEST:
-        return operation == _IS_READING
+def how_many(commands):
+    """Of how many of the first of *commands*, as ``encode`` has made them, the outcomes may be in memory together.
+
+    Those of transactions that read may be much larger than they are.
+    """
+    reading = 0
+    for count, data in enumerate(commands):
+        if data[1:2] in _MAY_READ:
+            reading += _reads(data)
+            if reading > MAX_READING:
+                return count
+    return len(commands)
+
+
+def _reads(data):
+    if data[1:2] == _IS_READING:
+        return True
     try:
         rest = _Rest(data, _PREFIX.size)
         rest.number(), rest.value(), rest.value(), rest.number()
@@ -187,8 +202,8 @@ def _plain_set(data):
     """The key that the plain Set in *data* writes, and where the value begins; None if it is no such command."""
     if data[:3] != _PLAIN_SET:
         return None
-    end = _PREFIX.size + (data[3] << 8 | data[4])
-    return (str(data[_PREFIX.size:end], "utf-8"), end) if end <= len(data) else None
+    end = _KEY_AT + (data[3] << 8 | data[4])
+    return (str(data[_KEY_AT:end], "utf-8"), end) if end <= len(data) else None
 
 
 def foresee(index, data):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from raftd.kv import database
 from raftd.kv.commands import (
-    UNCONDITIONAL, Delete, DeletePrefix, Expire, Found, Get, Outcome, Request, Set, Touch, Transaction, is_plain_set,
+    UNCONDITIONAL, Delete, DeletePrefix, Expire, Found, Get, Outcome, Request, Set, Touch, Transaction,
 )
 from raftd.kv.database import (
     DELETED, EXPIRED, MOST_CHANGES_OF_AN_ENTRY, PUT, Head, Totals, change_checksum, change_id, end_of, head_checksum, index_of,
@@ -100,7 +100,7 @@ class Batch:
         self._superseded = []  # ids of changes before the history begins that are the latest of no key any more
         self._requests = {}  # idempotency key -> (id, digest, outcome), of those that are known
         self._new_requests = {}  # the same, to be written
-        self._load([key for _, command in commands for key in _keys_of(command)])
+        self._load(_keys_of_all(commands))
         if keys := [command.key for _, command in commands if type(command) is Request and command.key]:
             self._load_requests(keys)
 
@@ -110,10 +110,12 @@ class Batch:
         """Do the (index, command) pairs; returns their Outcomes."""
         outcomes, plain = [], []
         for index, command in commands:
-            if is_plain_set(command):
-                plain.append((index * MOST_CHANGES_OF_AN_ENTRY, command.key, command.value, 0))
-                outcomes.append(Outcome("written", index))
-                continue
+            if type(command) is Set:
+                key, value, conditions, ttl = command
+                if conditions is UNCONDITIONAL and not ttl:
+                    plain.append((index * MOST_CHANGES_OF_AN_ENTRY, key, value, 0))
+                    outcomes.append(Outcome("written", index))
+                    continue
             if plain:
                 self._put_all(plain)
                 plain = []
@@ -288,8 +290,8 @@ class Batch:
         known, wanted = self._known_heads, []
         for key in keys:
             if key not in heads:
-                heads[key] = known.get(key)
-                if key not in known:
+                heads[key] = head = known.get(key)
+                if head is None and key not in known:
                     wanted.append(key)
         for key, id, created_index, version, expires_at, checksum in execute_in(self._cursor, _HEADS, wanted):
             if checksum_of(key, id, created_index, version, expires_at) != checksum:  # this server would decide unlike the others
@@ -434,12 +436,21 @@ class Batch:
         self.totals = self.totals._replace(history_start=start, history_changes=changes, history_bytes=size)
 
 
+def _keys_of_all(commands):
+    """The keys that the (index, command) pairs are about."""
+    keys = []
+    for _, command in commands:
+        if type(command) is Set:
+            keys.append(command.key)
+        else:
+            keys += _keys_of(command)
+    return keys
+
+
 def _keys_of(command):
     """The keys that *command* is about, each by itself."""
-    if type(command) is Set:
-        return (command.key,)
     match command:
-        case Delete() | Touch():
+        case Set() | Delete() | Touch():
             return (command.key,)
         case Transaction(conditions, then, otherwise):
             return [part.key for parts in (conditions, then, otherwise) for part in parts]

@@ -20,7 +20,7 @@ from raftd.errors import REPLACE_NODE, DamagedFiles, StartupError, Stopping, Sto
 from raftd.kv import database, execution, queries
 from raftd.kv.clock import Clock
 from raftd.kv.commands import Changes, Get, HasChanged, List
-from raftd.kv.encoding import decode, foresee, reads
+from raftd.kv.encoding import decode, foresee, how_many
 from raftd.kv.readers import Readers
 from raftd.kv.snapshot import BadSnapshot, Incoming, Snapshot, copy
 from raftd.sqlitefile import check_is_still, file_id, present, storage_errors
@@ -28,7 +28,7 @@ from raftd.sqlitefile import check_is_still, file_id, present, storage_errors
 log = logging.getLogger(__name__)
 
 # The WAL is moved into the file after this much was applied, so that it stays small whenever the caller asks for a checkpoint.
-_CHECKPOINT_COMMANDS = 2048
+_CHECKPOINT_COMMANDS = 4096
 _CHECKPOINT_BYTES = 16 << 20
 _INSTRUCTIONS_PER_STEP = 100_000  # of SQLite
 _MOST_HEADS = 10_000  # of keys that are kept in memory
@@ -133,7 +133,7 @@ class KeyValueStore:
         return outcomes
 
     foresee = staticmethod(foresee)
-    reads = staticmethod(reads)
+    how_many = staticmethod(how_many)
 
     def read(self, query):
         """The answer to a Get, List, Changes or HasChanged, as Found, Listed, History or bool; never waits for ``apply``.

@@ -94,6 +94,16 @@ DATABASE_BUGS = (
         [Edit(EXECUTION, "succeeded = all(self", "succeeded = not conditions or any(self")],
         [TESTS + "test_all_conditions_must_hold_and_none_is_what_holds_always", SIMULATION]),
     Mutant(
+        "all-that-reads-together",
+        "Transactions that read are done together, however many they are: a thousand of them answer a gigabyte.", "bounded memory",
+        [Edit(ENCODING, "if reading > MAX_READING:", "if False:")],
+        [COMMAND_TESTS + "test_of_commands_that_answer_values_a_few_are_done_together"]),
+    Mutant(
+        "all-that-reads-together-though-asked",
+        "The state machine is not asked how many commands it wants together.", "bounded memory",
+        [Edit("node.py", "entries[:self._state_machine.how_many(", "entries[:len(")],
+        ["tests/test_node.py::test_what_the_state_machine_does_not_want_together_it_gets_one_after_the_other"]),
+    Mutant(
         "transactions-do-not-see-themselves",
         "A Get in a transaction finds what was there before it.", CONTRACT,
         [Edit(EXECUTION, """
