@@ -1,4 +1,4 @@
-"""The express lane: plain requests of /db that no thread waits for. All others go the ordinary way, to the views of Flask.
+"""The express lane: plain requests of /db and /txn that no thread waits for. All others go the ordinary way, to the views of Flask.
 
 A thread for each write that waits is what a busy Python server cannot afford: they all want the interpreter at once, and the
 thread that syncs the log is one among many. So the thread that reads requests proposes the plain ones, all that it has read in
@@ -18,13 +18,14 @@ from waitress.utilities import build_http_date
 from raftd.config import MAX_KEY_BYTES
 from raftd.errors import CommitTimeout, NoQuorum, NotFound, RaftdError, Stopping
 from raftd.kv import Delete, Get, Request, Set, encode
-from raftd.web.answers import NOT_CACHED, done_fields, error_fields, error_line, value_fields
+from raftd.web.answers import NOT_CACHED, done_fields, error_fields, error_line, json_fields, transacted_body, value_fields
+from raftd.web.txn import plain_transaction
 from raftd.web.writes import outcome_of, replay_fields
 
 log = logging.getLogger(__name__)
 
 # A key without an escape, and nothing in the query but the level of a read: what needs a closer look is not plain.
-_TARGET = r"/db/([A-Za-z0-9._~-][A-Za-z0-9._~/-]*)(?:\?level=(stale|leader))?"
+_TARGET = r"(?:/db/([A-Za-z0-9._~-][A-Za-z0-9._~/-]*)(?:\?level=(stale|leader))?|/txn)"
 _PLAIN = re.compile(_TARGET)
 _PLAIN_LINE = re.compile(rf"(GET|POST|PUT|DELETE) {_TARGET} HTTP/1\.1".encode())
 _KEY = r"([!-~]{1,255})"  # as it is sent by those who make one up; another one needs a closer look
@@ -54,13 +55,13 @@ class Pending:
     """A request that is under way, and the future of what the node says to it: only what a node does to one, and no lock.
 
     channel  None once it is answered
-    key      of a read; None for a write
+    command  what was asked for: a Get, or what is to be written
     """
 
-    __slots__ = ("channel", "key", "deadline", "_lane", "_done", "_value", "error")
+    __slots__ = ("channel", "command", "deadline", "_lane", "_done", "_value", "error")
 
-    def __init__(self, lane, channel, key, deadline):
-        self.channel, self.key, self.deadline = channel, key, deadline
+    def __init__(self, lane, channel, command, deadline):
+        self.channel, self.command, self.deadline = channel, command, deadline
         self._lane, self._done, self._value, self.error = lane, False, None, None
 
     def done(self):
@@ -135,8 +136,7 @@ class Lane:
         body = request.get_body_stream()
         value = body.read()
         body.seek(0)  # for Flask, if the node refuses
-        self._begin(channel, request.command, key, level, value, idempotency_key)
-        return True
+        return self._begin(channel, request.command, key, level, value, idempotency_key)
 
     def take_bytes(self, channel, data):
         """``take``, if *data* is one whole plain request, without a look at what is the same in all requests of a client.
@@ -153,12 +153,14 @@ class Lane:
             return False
         if len(body) < length:
             return None
-        command, key, level = match[1].decode(), match[2].decode(), match[3] and match[3].decode()
+        command, key, level = [found and found.decode() for found in match.groups()]
         if not self._may_be(command, key, level):
             return False
-        channel.requests = [Plain(command, f"/db/{key}", data)]
-        self._begin(channel, command, key, level, body, idempotency_key)
-        return True
+        channel.requests = [Plain(command, f"/db/{key}" if key else "/txn", data)]
+        if self._begin(channel, command, key, level, body, idempotency_key):
+            return True
+        channel.requests = []
+        return False
 
     def _look_at(self, channel, fields):
         """(``_length_in`` a head with *fields*, the idempotency key or None). Each key is another: what is remembered is the rest."""
@@ -183,26 +185,40 @@ class Lane:
 
     @staticmethod
     def _may_be(command, key, level):
+        if key is None:
+            return command == "POST"  # /txn
         return command in (_READS if level else _ALL) and len(key) <= MAX_KEY_BYTES
 
     def _is_plain(self, headers, length):
         return length <= self._most_bytes and _UNUSUAL.isdisjoint(headers) and "json" not in headers.get("ACCEPT", "") \
             and headers.get("CONNECTION", "keep-alive").lower() == "keep-alive"
 
-    def _begin(self, channel, command, key, level, value, idempotency_key):
-        """Perhaps in the thread of the request before it on this connection, one of Flask's."""
+    def _begin(self, channel, method, key, level, body, idempotency_key):
+        """Perhaps in the thread of the request before it on this connection, one of Flask's. False if *body* is not plain."""
+        command = self._command(method, key, body)
+        if command is None:
+            return False
         channel.began = time.monotonic()
-        pending = Pending(self, channel, key if command in _READS else None, channel.began + self._node.settings.write_timeout_seconds)
+        pending = Pending(self, channel, command, channel.began + self._node.settings.write_timeout_seconds)
         self._pending.append(pending)
         if level == "stale":
             self._node.submit_stale_read(pending)
-            return
-        if command in _READS:
+            return True
+        if type(command) is Get:
             (self._leased_reads if level else self._reads).append(pending)
         else:
-            write = Delete(key) if command == "DELETE" else Set(key, value)
-            self._writes.append((encode(Request(write, key=idempotency_key) if idempotency_key else write), pending))
+            self._writes.append((encode(Request(command, key=idempotency_key) if idempotency_key else command), pending))
         self._wake_if_it_sleeps()
+        return True
+
+    @staticmethod
+    def _command(method, key, body):
+        match method:
+            case "GET":
+                return Get(key)
+            case "DELETE":
+                return Delete(key)
+        return plain_transaction(body) if key is None else Set(key, body)
 
     def hand_over(self, pending):
         """*pending* is done. In any thread, perhaps while the node is locked."""
@@ -263,7 +279,7 @@ class Lane:
                 self._answer_error(self._released(pending), self._late(pending))
 
     def _late(self, pending):
-        if pending.key is not None:
+        if type(pending.command) is Get:
             return NoQuorum(f"no majority confirmed the leader in time{self._node.out_of_reach()}")
         return CommitTimeout(f"not committed within {self._node.settings.write_timeout_seconds:g} s{self._node.out_of_reach()}")
 
@@ -282,22 +298,26 @@ class Lane:
     def _answer_with(self, channel, pending):
         if pending.error is not None:
             self._answer_error(channel, pending.error)
-        elif pending.key is None:
-            self._answer_done(channel, pending.result())
+        elif type(pending.command) is not Get:
+            self._answer_done(channel, pending.command, pending.result())
         elif pending.result() and not self._node.is_installing:
             try:
-                self._answer_value(channel, self._node.look_up(Get(pending.key)))  # the state is new enough by now
+                self._answer_value(channel, self._node.look_up(pending.command))  # the state is new enough by now
             except RaftdError as failure:
                 self._answer_error(channel, failure)
         else:
             self._otherwise(channel)
 
-    def _answer_done(self, channel, applied):
+    def _answer_done(self, channel, command, applied):
+        outcome = applied.result
+        if outcome.kind == "transacted":
+            self._write(channel, 200, {**json_fields(applied.index), **replay_fields(outcome)}, transacted_body(command, outcome).encode())
+            return
         error, etag = outcome_of(applied)
         if error:
-            self._answer_error(channel, error, {**error_fields(error, applied.index), **replay_fields(applied.result)})
+            self._answer_error(channel, error, {**error_fields(error, applied.index), **replay_fields(outcome)})
         else:
-            self._write(channel, 200, {**done_fields(applied.index, etag), **replay_fields(applied.result)})
+            self._write(channel, 200, {**done_fields(applied.index, etag), **replay_fields(outcome)})
 
     def _answer_value(self, channel, found):
         if found.value is None:

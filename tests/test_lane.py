@@ -20,7 +20,7 @@ from waitress import wasyncore
 from cluster import Client, Cluster, holds_for, wait_until
 from raftd import errors, lane, listener
 from raftd.config import Settings
-from raftd.kv import Delete, Found, Get, Outcome, Request, Set, decode
+from raftd.kv import Delete, Found, Get, Outcome, Request, Set, Transaction, decode
 from raftd.web import create_app
 from test_web import Applied, StubNode
 
@@ -268,6 +268,62 @@ def test_each_idempotency_key_is_another_and_only_the_rest_of_the_head_is_rememb
     assert len(looked_at) == 1
 
 
+TRANSACTIONS = [
+    ({"then": [{"set": "a", "value": "1"}, {"set": "Köln", "value_base64": "AP8="}]}, (True, (True, True))),
+    ({"if": [{"key": "a", "exists": False}], "then": [{"set": "a", "value": ""}], "else": [{"delete": "a"}, {"delete": "b"}]},
+     (False, (True, False))),
+    ({"if": [{"key": "a", "value": "1"}, {"key": "a", "index": 7}], "then": [{"delete": '"'}]}, (True, (False,))),
+    ({"if": [{"key": "a", "index": 7}], "then": [{"delete": "a"}]}, (False, ())),
+    ({"then": [{"set": f"key {number}", "value": "x" * 100} for number in range(128)]}, (True, (True,) * 128)),
+]
+
+
+@pytest.mark.parametrize("replayed", [False, True])
+@pytest.mark.parametrize("field", ["", "Idempotency-Key: k\r\n"], ids=["without a key", "with one"])
+@pytest.mark.parametrize(("members", "detail"), TRANSACTIONS, ids=lambda value: str(value)[:40])
+def test_a_transaction_that_only_writes_is_answered_as_flask_answers_it(node, port, members, detail, field, replayed):
+    node.outcome, body = Outcome("transacted", 40, detail, replayed), json.dumps(members).encode()
+    curl = f"Content-Type: application/x-www-form-urlencoded\r\nAccept: */*\r\n{field}"
+    mine, theirs = (asked(port, "POST", "/txn", body, curl + more) for more in (PLAIN, NOT_PLAIN))
+    (how, command), (_, same, _) = node.calls
+    assert how == "submit" and command == same and (type(command) is Request) == bool(field)
+    assert without_date(mine) == without_date(theirs)
+    assert (status_of(mine), header(mine, "Content-Type"), header(mine, "X-Raft-Index")) == (200, "application/json", "1041")
+    assert header(mine, "Idempotent-Replay") == ("true" if replayed else None)
+    answer = json.loads(mine[2])
+    assert (answer["succeeded"], answer["index"], len(answer["results"])) == (detail[0], 40, len(detail[1]))
+
+
+@pytest.mark.parametrize("body", [
+    b'{"then": [{"get": "a"}]}', b'{"then": [{"set": "a", "value": "1"}], "else": [{"g\\u0065t": "b"}]}',
+    b'{"then": [{"set": "a", "value": "1", "ttl": "5s"}]}', b'{"then": [{"set": "a", "value": "1", "\\u0074tl": "5s"}]}',
+    b"", b"{}", b"no JSON", b"[]", b'{"then": [{"set": ""}]}', b'{"then": [{"set": "a", "value": "1"}], "more": []}', b'{"then": 1}',
+    b'{"then": [' + b'{"delete": "a"},' * 128 + b'{"delete": "a"}]}', b"[" * 60_000, b'{"if": [{"key": "a", "exists": true}]}',
+], ids=lambda body: body[:70])
+def test_a_transaction_that_is_not_plain_goes_to_flask(node, port, body):
+    node.outcome = Outcome("transacted", 40, (True, (True,) if b"set" in body else (Found(b"1", 7, 40, 7, 1),)))
+    mine, theirs = (asked(port, "POST", "/txn", body, more) for more in (PLAIN, NOT_PLAIN))
+    assert "submit" not in node.how()
+    assert without_date(mine) == without_date(theirs)
+
+
+@pytest.mark.parametrize(("method", "target"), [
+    ("GET", "/txn"), ("PUT", "/txn"), ("DELETE", "/txn"), ("POST", "/txn/"), ("POST", "/txnx"), ("POST", "/txn?timeout=1s"),
+    ("POST", "/txn?level=stale")])
+def test_another_method_or_path_is_no_transaction(node, port, method, target):
+    node.outcome = Outcome("transacted", 40, (True, (True,)))
+    mine, theirs = (asked(port, method, target, b'{"then": [{"delete": "a"}]}', more) for more in (PLAIN, NOT_PLAIN))
+    assert "submit" not in node.how() and without_date(mine) == without_date(theirs)
+
+
+def test_a_transaction_that_the_node_refuses_goes_to_flask_with_its_body(node, port):
+    node.refusal = node.error = errors.NotLeader(leader="http://localhost:4002")
+    mine, theirs = (asked(port, "POST", "/txn", b'{"then": [{"delete": "a"}]}', more) for more in (PLAIN, NOT_PLAIN))
+    command = Transaction((), (Delete("a"),))
+    assert node.calls == [("submit", command), ("propose", command, 5.0), ("propose", command, 5.0)]
+    assert without_date(mine) == without_date(theirs) and mine[2] == b"raft.Server: Not current leader\n"
+
+
 FAILURES = [
     errors.LeadershipLost(), errors.LeadershipLost("two\nlines"), errors.Discarded(), errors.StorageFailed("no room", full=True),
     errors.StorageFailed("an I/O error"), errors.Stopping(), errors.CommitTimeout("not committed within 5 s"),
@@ -276,13 +332,14 @@ FAILURES = [
 
 @pytest.mark.parametrize("failure", FAILURES, ids=str)
 def test_a_write_that_fails_is_answered_as_flask_answers_it(node, port, failure):
-    node.failure = failure
-    mine = asked(port, "POST", "/db/a", b"x")
-    node.error = failure
-    theirs = asked(port, "POST", "/db/a", b"x", NOT_PLAIN)
-    assert node.how() == {"submit", "propose"}
-    assert without_date(mine) == without_date(theirs)
-    assert header(mine, "X-Raft-Retry") == failure.retry
+    for target, body in (("/db/a", b"x"), ("/txn", b'{"then": [{"delete": "a"}]}')):
+        node.failure, node.error = failure, None
+        mine = asked(port, "POST", target, body)
+        node.error = failure
+        theirs = asked(port, "POST", target, body, NOT_PLAIN)
+        assert node.how() == {"submit", "propose"}
+        assert without_date(mine) == without_date(theirs)
+        assert header(mine, "X-Raft-Retry") == failure.retry
 
 
 @pytest.mark.parametrize("failure", [errors.StorageFailed("the row is damaged"), errors.Stopping()], ids=str)
@@ -876,6 +933,9 @@ def test_a_real_server_answers_the_same_with_and_without_the_lane(tmp_path):
                 mine = answers
         assert mine == answers
         assert [int(answer[0].split()[1]) for answer in mine] == [404, 200, 200, 200, 200, 200, 404, 404, 200]
+        mine, theirs = (list(_transactions(cluster[1].port, how)) for how in (PLAIN, NOT_PLAIN))
+        assert mine == theirs and [int(answer[0].split()[1]) for answer in mine] == [200, 200, 200, 200, 422, 200]
+        assert [header(answer, "Idempotent-Replay") for answer in mine] == [None, None, None, "true", None, None]
         client = http.client.HTTPConnection("127.0.0.1", cluster[1].port, timeout=5)
         for number in range(100):
             client.request("POST", f"/db/k{number}", b"x")
@@ -885,6 +945,20 @@ def test_a_real_server_answers_the_same_with_and_without_the_lane(tmp_path):
             answer = client.getresponse()
             assert (answer.read(), answer.headers["ETag"], int(answer.headers["X-Raft-Index"]) >= index) == (b"x", f'"{index}"', True)
         client.close()
+
+
+def _transactions(port, how):
+    """The answers to some transactions that do the same each time."""
+    key = f"Idempotency-Key: {'lane' if how == PLAIN else 'flask'}\r\n"
+    for more, members in (
+        ("", {"then": [{"set": "t", "value": "1"}, {"set": "u", "value": "2"}]}),
+        ("", {"if": [{"key": "t", "value": "2"}], "else": [{"delete": "u"}, {"delete": "none"}]}),
+        (key, {"then": [{"delete": "t"}]}), (key, {"then": [{"delete": "t"}]}), (key, {"then": [{"delete": "u"}]}),
+        ("", {"if": [{"key": "t", "exists": True}], "then": [{"delete": "t"}]}),
+    ):
+        status, lines, body = asked(port, "POST", "/txn", json.dumps(members).encode(), more + how)
+        lines = [re.sub(r"^(X-Raft-Index): \S+", r"\1", line) for line in lines]
+        yield without_date((status, lines, re.sub(rb'"index": \d+', b'"index"', body)))
 
 
 def test_answers_that_are_sent_hold_no_memory(tmp_path):

@@ -18,6 +18,7 @@ from raftd.web.current import current_node
 from raftd.web.parameters import wants_redirect
 
 log = logging.getLogger(__name__)
+_json = json.JSONEncoder().encode
 
 TEXT = "text/plain; charset=utf-8"
 RETRY_AFTER_SECONDS = 1
@@ -86,7 +87,17 @@ def text_answer(line):
 
 def json_answer(value, index=None):
     """*value* as JSON. *index*: the log index it reflects, if that is known."""
-    return Response(_json(value), headers=_known({"Content-Type": "application/json", "X-Raft-Index": index}))
+    return json_text_answer(_json(value) + "\n", index)
+
+
+def json_text_answer(text, index=None):
+    """The same, of what is JSON already."""
+    return Response(text, headers=json_fields(index))
+
+
+def json_fields(index=None):
+    """The header fields of an answer in JSON."""
+    return _known({"Content-Type": "application/json", "X-Raft-Index": index})
 
 
 def value_members(value):
@@ -102,25 +113,24 @@ def version_members(found):
     return {"index": found.modified_index, "created_index": found.created_index, "version": found.version, "expires_in": found.expires_in}
 
 
-def transacted_answer(transaction, outcome, index):
-    """What came of each operation of *transaction*, as JSON. *index*: the log index it reflects."""
+def transacted_body(transaction, outcome):
+    """What came of each operation of *transaction*, as JSON."""
     succeeded, results = outcome.detail
     operations = transaction.then if succeeded else transaction.otherwise
-    return json_answer({"succeeded": succeeded, "index": outcome.index,
-                        "results": [_result(operation, result, outcome.index) for operation, result in
-                                    zip(operations, results, strict=True)]}, index)
+    parts = [_result(operation, result, outcome.index) for operation, result in zip(operations, results, strict=True)]
+    return f'{{"succeeded": {_json(succeeded)}, "index": {outcome.index}, "results": [{", ".join(parts)}]}}\n'
 
 
 def _result(operation, result, index):
     if type(operation) is Set:
-        return {"set": operation.key, "index": index}
+        return f'{{"set": {_json(operation.key)}, "index": {index}}}'
     match operation:
         case Delete(key):
-            return {"delete": key, "deleted": result}
+            return _json({"delete": key, "deleted": result})
         case Get(key) if result.value is None:
-            return {"get": key, "exists": False}
+            return _json({"get": key, "exists": False})
         case Get(key):
-            return {"get": key, "exists": True, **value_members(result.value), **version_members(result)}
+            return _json({"get": key, "exists": True, **value_members(result.value), **version_members(result)})
     raise AssertionError(f"no operation: {operation!r}")
 
 
@@ -129,18 +139,14 @@ def items_answer(listed):
     parts, size, next_after = [], 0, listed.next
     for item in listed.items:
         value = {} if item.value is None else value_members(item.value)
-        part = json.dumps({"key": item.key, **value, **version_members(item)})
+        part = _json({"key": item.key, **value, **version_members(item)})
         if parts and size + len(part) > MAX_LIST_BYTES:
             next_after = listed.items[len(parts) - 1].key
             break
         parts.append(part)
         size += len(part)
-    body = f'{{"items": [{", ".join(parts)}], "next": {json.dumps(next_after)}, "index": {listed.applied_index}}}\n'
-    return Response(body, headers={"Content-Type": "application/json", "X-Raft-Index": str(listed.applied_index)})
-
-
-def _json(value):
-    return json.dumps(value) + "\n"
+    text = f'{{"items": [{", ".join(parts)}], "next": {_json(next_after)}, "index": {listed.applied_index}}}\n'
+    return json_text_answer(text, listed.applied_index)
 
 
 def error_answer(error, index=None, body=None):
@@ -184,7 +190,7 @@ def error_body(error, detail, accept, raft_headers):
         "code": error.code,
         "retry": error.retry,
         "leader": error.leader or raft_headers.get("X-Raft-Leader"),
-    })
+    }) + "\n"
 
 
 def _wants_json(accept):

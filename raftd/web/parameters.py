@@ -76,12 +76,12 @@ def _require_utf8(path):
 
 def value_of_body():
     """The bytes of the request, whatever its Content-Type says."""
-    return _body(current_node().settings.max_value_bytes, "a value")
+    return body(current_node().settings.max_value_bytes, "a value")
 
 
 def json_of_body(**types):
     """The JSON object in the body, which may have the members of *types*, each of that type; ``{}`` for an empty body."""
-    members = json_object(MAX_JSON_BYTES)
+    members = json_object(body(MAX_JSON_BYTES, "a JSON body"))
     for name, member in members.items():
         if name not in types:
             raise BadRequest(f"there is no member {shown(name)} here; known: {', '.join(types)}")
@@ -90,11 +90,10 @@ def json_of_body(**types):
     return members
 
 
-def json_object(limit):
-    """The JSON object in the body of at most *limit* bytes; ``{}`` for an empty body."""
-    body = _body(limit, "a JSON body")
+def json_object(data):
+    """The JSON object in *data*; ``{}`` for no bytes at all."""
     try:
-        members = json.loads(body) if body.strip() else {}
+        members = json.loads(data) if data.strip() else {}
     except (ValueError, RecursionError):
         raise BadRequest("the body is not JSON") from None
     if not isinstance(members, dict):
@@ -105,18 +104,19 @@ def json_object(limit):
 _JSON_TYPES = {str: "a string", bool: "true or false"}
 
 
-def _body(limit, what):
+def body(limit, what):
+    """The bytes of the request, at most *limit*; *what* it is, for who sends more."""
     # One byte more than the limit: a body of unknown length is cut off there, and must not pass for a whole one.
     request.max_content_length = limit + 1
     try:
-        body = request.get_data(cache=False)
+        data = request.get_data(cache=False)
     except RequestEntityTooLarge:
-        body = None
-    if body is None or len(body) > limit:
+        data = None
+    if data is None or len(data) > limit:
         raise TooLarge(f"{what} is at most {limit} bytes long")
-    if len(body) != (request.content_length or len(body)):
+    if len(data) != (request.content_length or len(data)):
         raise BadRequest("the body is shorter than its Content-Length")
-    return body
+    return data
 
 
 def query(**defaults):

@@ -2,17 +2,19 @@
 
 import base64
 import binascii
+import re
 
 from flask import Blueprint
 
-from raftd.errors import BadRequest, TooLarge
+from raftd.errors import BadRequest, RaftdError, TooLarge
 from raftd.kv import Delete, Get, If, Set, Transaction
-from raftd.web.parameters import checked_key, json_object, no_conditions, shown, ttl
+from raftd.web.parameters import body, checked_key, json_object, no_conditions, shown, ttl
 from raftd.web.writes import how_to_write, write
 
 MAX_BODY_BYTES = 1 << 20
 MAX_PARTS = 128  # of each of the three lists
 LARGEST_INDEX = 2**63 - 1
+_READS_OR_LASTS = re.compile(rb'"(?:get|ttl)"')  # nearly all that do say so
 
 blueprint = Blueprint("raftd_txn", __name__)
 
@@ -22,14 +24,30 @@ def transact():
     """If all conditions hold do all of ``then``, else all of ``else``."""
     no_conditions()
     how = how_to_write()
-    asked = json_object(MAX_BODY_BYTES)
+    return write(_transaction(body(MAX_BODY_BYTES, "a JSON body")), how["timeout"])
+
+
+def plain_transaction(data):
+    """The Transaction that *data*, a body, asks for, if it only writes, and for good; None if a view should look at it."""
+    if _READS_OR_LASTS.search(data):
+        return None
+    try:
+        transaction = _transaction(data)
+    except RaftdError:
+        return None
+    parts = transaction.then + transaction.otherwise
+    return None if any([type(part) is Get or type(part) is Set and part.ttl for part in parts]) else transaction
+
+
+def _transaction(data):
+    asked = json_object(data)
     for name in asked:
         if name not in ("if", "then", "else"):
             raise BadRequest(f"there is no member {shown(name)} here; known: if, then, else")
     transaction = Transaction(_parts(asked, "if", _condition), _parts(asked, "then", _operation), _parts(asked, "else", _operation))
     if not transaction.then and not transaction.otherwise:
         raise BadRequest('a transaction has operations in "then" or "else"')
-    return write(transaction, how["timeout"])
+    return transaction
 
 
 def _parts(asked, name, part):

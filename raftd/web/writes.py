@@ -2,7 +2,7 @@
 
 from raftd.errors import IdempotencyMismatch, NotFound, PreconditionFailed, TooLarge
 from raftd.kv import Request, Set, Touch, Transaction, encode
-from raftd.web.answers import done_answer, error_answer, json_answer, transacted_answer
+from raftd.web.answers import done_answer, error_answer, json_answer, json_text_answer, transacted_body
 from raftd.web.current import current_node
 from raftd.web.parameters import fence, idempotency_key, query
 
@@ -41,7 +41,7 @@ def _outcome_answer(command, applied):
     if outcome.kind == "deleted-prefix":
         return json_answer({"deleted": outcome.detail, "index": outcome.index}, applied.index)
     if outcome.kind == "transacted":
-        return transacted_answer(command, outcome, applied.index)
+        return json_text_answer(transacted_body(command, outcome), applied.index)
     error, etag = outcome_of(applied)
     return error_answer(error, applied.index) if error else done_answer(applied.index, etag)
 

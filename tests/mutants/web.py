@@ -21,7 +21,7 @@ WEB = (
         [Edit(LANE, """
         if level == "stale":
             self._node""", """
-        if command in _READS:
+        if type(command) is Get:
             self._node""")],
         [LANE_TESTS + "test_a_read_is_answered_as_flask_answers_it"], quick=True),
     Mutant(
@@ -40,8 +40,20 @@ WEB = (
         "lane-forgets-the-idempotency-key",
         "A write with Idempotency-Key takes the fast way, which would apply it twice.",
         "FoundationDB, commit_unknown_result",
-        [Edit(LANE, "Request(write, key=idempotency_key) if idempotency_key else write", "write")],
+        [Edit(LANE, "Request(command, key=idempotency_key) if idempotency_key else command", "command")],
         [LANE_TESTS + "test_a_write_with_an_idempotency_key_is_answered_as_flask_answers_it"]),
+    Mutant(
+        "lane-takes-what-has-a-time-to-live",
+        "A transaction in which it does not stand as usual that a key expires takes the fast way, without the time of the leader.",
+        "two readers of one text",
+        [Edit("web/txn.py", "return None if any([type(part) is Get or type(part) is Set and part.ttl for part in parts]) else transaction",
+              "return transaction")],
+        [LANE_TESTS + "test_a_transaction_that_is_not_plain_goes_to_flask"]),
+    Mutant(
+        "lane-says-what-a-transaction-would-have-done",
+        "The answer names the operations of \"then\", also when those of \"else\" were done.", "the contract",
+        [Edit(ANSWERS, "operations = transaction.then if succeeded else transaction.otherwise", "operations = transaction.then")],
+        [LANE_TESTS + "test_a_real_server_answers_the_same_with_and_without_the_lane"]),
     Mutant(
         "lane-remembers-the-idempotency-key",
         "Of two requests with the same head but for the key the second gets the key of the first.",
@@ -58,7 +70,7 @@ WEB = (
     Mutant(
         "lane-says-of-no-replay-that-it-is-one",
         "A retry that is answered in the lane does not say that it is one.", "the contract",
-        [Edit(LANE, "{**done_fields(applied.index, etag), **replay_fields(applied.result)}", "done_fields(applied.index, etag)")],
+        [Edit(LANE, "{**done_fields(applied.index, etag), **replay_fields(outcome)}", "done_fields(applied.index, etag)")],
         [LANE_TESTS + "test_a_write_with_an_idempotency_key_is_answered_as_flask_answers_it"]),
     Mutant(
         "lane-writes-at-any-level",
@@ -123,10 +135,10 @@ WEB = (
         "Nobody wakes the reading thread for a request that another thread has taken.",
         "a lost wake-up",
         [Edit(LANE, """
-            self._writes.append((encode(Request(write, key=idempotency_key) if idempotency_key else write), pending))
+            self._writes.append((encode(Request(command, key=idempotency_key) if idempotency_key else command), pending))
         self._wake_if_it_sleeps()
 """, """
-            self._writes.append((encode(Request(write, key=idempotency_key) if idempotency_key else write), pending))
+            self._writes.append((encode(Request(command, key=idempotency_key) if idempotency_key else command), pending))
 """)],
         [LANE_TESTS + "test_who_has_something_for_a_thread_that_sleeps_wakes_it_once"]),
     Mutant(
@@ -227,6 +239,6 @@ WEB = (
         "cut-body-is-a-value",
         "A body that broke off on its way is stored as if it were whole.",
         "RFC 9112, section 8",
-        [Edit(PARAMETERS, "if len(body) != (request.content_length or len(body)):", "if False:")],
+        [Edit(PARAMETERS, "if len(data) != (request.content_length or len(data)):", "if False:")],
         [TESTS + "test_a_body_that_broke_off_is_not_a_value"]),
 )
