@@ -81,8 +81,9 @@ _ports_given = set()
 
 
 def free_port():
-    """A port that nobody listens on, and that was not given before."""
-    for port in range(BIND_PORTS[0] + os.getpid() % 5000, BIND_PORTS[1]):
+    """A port that nobody listens on, and that was not given before; nor is it by another process of these tests, as a rule."""
+    share = (BIND_PORTS[1] - BIND_PORTS[0]) // 8
+    for port in range(BIND_PORTS[0] + os.getpid() % 8 * share, BIND_PORTS[1]):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

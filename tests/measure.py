@@ -9,6 +9,10 @@
                a new node is sent a copy of the state, beside that of the time before; RAFTD_PLOT names a file for the plot
     beside     64 writers of 100 bytes over 1,000 keys, over 1,000,000, and, with 16, beside a client that writes values of 1 MiB one after
                the other, in turn: by how much more and larger data changes the latency of small writes
+    batches    transactions that set 100 new keys each, from 16 clients, on one node and on three: keys per second, in the order of the
+               keys and at random
+    expiry     64 writers beside 100,000 keys that will expire in an hour, and without them, in turn; 100,000 keys that expire together
+    prefix     1,000,000 keys are deleted as one prefix: how long that takes, and the slowest write meanwhile
     partition  the leader of three is cut off by a firewall that drops its packets, 10 times: the gap until the next accepted write
     load       64 writers for 10 minutes: no election may be held
     join       a node joins a cluster with 300 MB of state under load: how long, and the slowest write meanwhile
@@ -29,6 +33,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import ExitStack
 from itertools import cycle, pairwise
 from pathlib import Path
 from statistics import median
@@ -43,6 +48,20 @@ NEW_KEYS = """
 local number, value = 0, string.rep("x", 100)
 request = function() number = number + 1; return wrk.format("POST", "/db/key" .. number, nil, value) end
 """
+
+BATCHES = """
+math.randomseed(os.time())
+local number, value = %s, string.rep("x", 20)
+request = function()
+   local sets = {}
+   for i = 1, 100 do
+      number = number + 1
+      sets[i] = string.format('{"set": "%s%%09d", "value": "%%s"%s}', %s, value)
+   end
+   return wrk.format("POST", "/txn", nil, '{"then": [' .. table.concat(sets, ",") .. ']}')
+end
+"""
+
 
 def memory_of(server):
     """Resident bytes of the process."""
@@ -238,6 +257,69 @@ def _latencies(leader, clients, keys):
     return percentile(latencies, 50), percentile(latencies, 99)
 
 
+def batches(directory):
+    for size in (1, 3):
+        for order, key in (("in order", "number"), ("at random", "math.random(999999999)")):
+            here = directory / f"{size} {order}"
+            here.mkdir()
+            with Cluster(here, size) as cluster:
+                rates = [100 * wrk(cluster.leader().address, 16, 6, BATCHES % (start * 10**8, "load/", "", key)).rate for start in range(3)]
+            print(f"{size} nodes, keys {order}: {median(rates):,.0f} keys/s (median; {min(rates):,.0f} to {max(rates):,.0f})", flush=True)
+
+
+def expiry(directory):
+    clusters, rates = {}, {"none": [], "100,000": []}
+    with ExitStack() as running:
+        for name in rates:
+            (directory / name).mkdir()
+            clusters[name] = running.enter_context(Cluster(directory / name))
+        leader = clusters["100,000"].leader()
+        _load_expiring(leader, "hour/", "1h")
+        print("memory of the leaders:", *(f"{memory_of(cluster.leader()) / 1e6:.0f} MB" for cluster in clusters.values()), flush=True)
+        for _ in range(6):
+            for name, cluster in clusters.items():
+                rates[name].append(wrk(cluster.leader().address, 64, 3, RANDOM_KEYS).rate)
+        ratio = median(some / none for none, some in zip(*rates.values(), strict=True))
+        print(f"64 writers: {median(rates['none']):,.0f} writes/s; {median(rates['100,000']):,.0f} beside 100,000 keys that will expire; "
+              f"ratio {ratio:.2f}", flush=True)
+        began = time.monotonic()
+        _load_expiring(leader, "soon/", "20s")
+        last = time.monotonic() + 20
+        the_fault_lasts.wait(began + 20 - time.monotonic())
+        while_they_expire = wrk(leader.address, 64, 4, RANDOM_KEYS).rate
+        wait_until(lambda: b'"items": []' in leader.call("GET", "/db/?prefix=soon/&limit=1").body, "all are gone", 60)
+        print(f"100,000 keys written in {last - 20 - began:.1f} s: all are gone {time.monotonic() - last:.1f} s after the last should be; "
+              f"{while_they_expire:,.0f} writes/s meanwhile")
+
+
+def _load_expiring(leader, prefix, ttl):
+    key = BATCHES % (0, prefix, f', "ttl": "{ttl}"', "number")
+    before = entries = leader.status()["last_applied"]
+    while entries < before + 1000:
+        wrk(leader.address, 8, 1, key.replace("value = 0,", f"value = {(entries - before) * 100},"))
+        entries = leader.status()["last_applied"]
+
+
+def prefix(directory):
+    with Cluster(directory) as cluster:
+        leader, seconds, stop, start = cluster.leader(), [], threading.Event(), 0
+        while start < 1_000_000:
+            wrk(leader.address, 16, 5, BATCHES % (start, "many/", "", "number"))
+            start = (leader.status()["last_applied"] - 10) * 100
+        writer = threading.Thread(target=_write_until, args=(leader.address, stop, seconds))
+        writer.start()
+        wait_until(lambda: seconds, "it writes")
+        began = time.monotonic()
+        answer = leader.call("DELETE", "/db/?prefix=many/&timeout=60s", timeout=70)
+        took = time.monotonic() - began
+        cluster.wait_converged()
+        everywhere = time.monotonic() - began
+        stop.set()
+        writer.join()
+        print(f"{answer.body.decode().strip()}: answered after {took:.1f} s, done on all nodes after {everywhere:.1f} s; the slowest of "
+              f"{len(seconds)} writes meanwhile took {max(seconds):.2f} s; term {leader.status()['term']}")
+
+
 def partition(directory):
     gaps = []
     with Network() as network, Cluster(directory, 3, network) as cluster:
@@ -320,7 +402,8 @@ def _cpu_seconds(server):
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-MEASURES = {measure.__name__: measure for measure in (failover, partition, restart, bounded, memory, flat, beside, load, join, idle)}
+MEASURES = {measure.__name__: measure for measure in (failover, partition, restart, bounded, memory, flat, beside, batches, expiry, prefix,
+                                                 load, join, idle)}
 
 
 def main():

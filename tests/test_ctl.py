@@ -206,8 +206,8 @@ def test_members_status_health(raftctl, cluster):
     roles = dict(line.split() for line in raftctl("status", "-o", "plain").decode().splitlines())
     assert sorted(roles) == names and list(roles.values()).count("leader") == 1
     assert raftctl("status").decode().count("1.0.0") == len(names)
-    health = raftctl("health", "-o", "plain")
-    assert health.status == 0 and health.decode().count(" healthy") == len(names)
+    health = wait_until(lambda: (said := raftctl("health", "-o", "plain")).status == 0 and said, "all are ready")
+    assert health.decode().count(" healthy") == len(names)
 
 
 def test_leadership_is_handed_over(raftctl, cluster):
@@ -301,6 +301,30 @@ def test_a_count_is_drawn_on_a_terminal_only_and_not_before_a_second(capsys, mon
     progress.show(5001)
     progress.clear()
     assert capsys.readouterr().err.count("5,000 keys") == 1
+
+
+def test_a_bar_is_drawn_on_a_terminal_only_and_of_what_takes_longer_than_a_second(capsys, monkeypatch):
+    def drawn(seconds):
+        with output.Waiting(8):
+            threading.Event().wait(seconds)
+        return capsys.readouterr().err
+    monkeypatch.setattr(output, "SHOWN_AFTER_SECONDS", 0.3)
+    assert drawn(0.5) == ""
+    monkeypatch.setattr(output, "is_terminal", lambda stream: stream is sys.stderr)
+    assert drawn(0) == ""
+    lines = drawn(0.8).split("\r\x1b[K")
+    assert len(lines) >= 3 and lines[-1] == "", "at last it is gone"
+    assert all(line == f"[{'#' * int(line.count('#'))}{'.' * line.count('.')}] {line.split('] ')[1]}" for line in lines[1:-1])
+    assert lines[1].endswith("of at most 8 seconds") and len(lines[1].partition("]")[0]) == output.BAR_WIDTH + 1
+
+
+def test_a_command_that_waits_says_so_and_a_lock_does_not():
+    """On a terminal of its own: nobody listens where it asks."""
+    for name, words, says in (("get", "a", True), ("lock", "a -- true", False)):
+        command = f"{BIN / 'raftctl'} {name} --endpoints localhost:1 --timeout 2s {words}"
+        done = subprocess.run(["script", "-qec", command, "/dev/null"], capture_output=True, text=True, timeout=30)
+        assert done.returncode in (2, 3), done.stdout
+        assert ("of at most 2 seconds" in done.stdout) == says, done.stdout
 
 
 def test_titles_are_bold_on_a_terminal_only(capsys, monkeypatch):

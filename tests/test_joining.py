@@ -338,9 +338,9 @@ def test_an_address_is_not_told_to_another_cluster(straw, caplog):
 # To take it back
 
 
-@pytest.mark.parametrize(("delete", "forgotten"), [((200, None, None), True), ((404, "not_found", "no"), True), (NOT_LEADER, False),
-                                                   (BAD_REQUEST, False), (NO_QUORUM, False), (COMMIT_TIMEOUT, False),
-                                                   ((404, None, None), False), (SILENT, False)], ids=str)
+@pytest.mark.parametrize(("delete", "forgotten"), [
+    ((200, None, None), True), ((404, "not_found", "no"), True), (NOT_LEADER, False), (BAD_REQUEST, False), (NO_QUORUM, False),
+    (COMMIT_TIMEOUT, False), ((404, None, None), False), (SILENT, False)], ids=lambda value: "silent" if value is SILENT else str(value))
 def test_a_join_is_taken_back_only_when_the_cluster_says_so(straw, nobody, impatient, delete, forgotten):
     straw.delete = delete
     assert joiner(nobody, straw.address).withdraw() is forgotten

@@ -7,7 +7,7 @@ import sys
 
 from raftd.bench import BenchFailed, host_and_port
 from raftd.ctl import completion, keys, load, servers
-from raftd.ctl.output import FORMATS
+from raftd.ctl.output import FORMATS, Waiting
 from raftd.ctl.status import DONE, INTERRUPTED, NO, NOT_DONE, PERHAPS, USAGE
 from raftd.ctl.words import seconds
 from raftd.errors import NotFound, PreconditionFailed, RaftdError
@@ -78,7 +78,13 @@ def _complete(options, parsers):
 
 def _with_client(run, options):
     from raftd.client import Client  # only here: a load is generated without a package
-    with Client(options.endpoints, timeout=options.timeout) as client:
+
+    class PatientClient(Client):
+        def _call(self, ask, attempts=None):
+            with Waiting(options.timeout + ask.waiting()):
+                return super()._call(ask, attempts)
+
+    with (Client if run in keys.LASTING else PatientClient)(options.endpoints, timeout=options.timeout) as client:
         return run(client, options)
 
 

@@ -188,6 +188,9 @@ def lock(client, options):
     return status if status >= 0 else 128 - status
 
 
+LASTING = (watch, lock)  # as long as somebody wants; others are at work, or speak, meanwhile
+
+
 def _end_when_lost(held, process, ended):
     while not ended.is_set():
         if held.lost.wait(0.5) and not ended.is_set():

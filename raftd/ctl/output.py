@@ -6,10 +6,11 @@ Must not know: where it comes from.
 import base64
 import json
 import sys
+import threading
 import time
 
 FORMATS = ("table", "json", "plain")
-SHOWN_AFTER_SECONDS, DRAWN_EACH_SECONDS = 1.0, 0.2
+SHOWN_AFTER_SECONDS, DRAWN_EACH_SECONDS, BAR_WIDTH = 1.0, 0.2, 30
 _BOLD, _RESET = "\x1b[1m", "\x1b[0m"
 
 
@@ -62,6 +63,36 @@ def print_table(titles, rows, rights=()):
         print(f"{bold}{line}{reset}" if number == 0 else line)
 
 
+class Waiting:
+    """While this is entered: on one line of stderr, if that is a terminal, how much has passed of the time that something may take.
+
+    Nothing of it is seen of what takes less than a second, or afterwards.
+    """
+
+    def __init__(self, most_seconds):
+        self._most_seconds, self._over, self._thread = most_seconds, threading.Event(), None
+
+    def __enter__(self):
+        if is_terminal(sys.stderr):
+            self._thread = threading.Thread(target=self._draw, daemon=True)
+            self._thread.start()
+
+    def __exit__(self, *_):
+        self._over.set()
+        if self._thread:
+            self._thread.join()
+
+    def _draw(self):
+        began, pause = time.monotonic(), SHOWN_AFTER_SECONDS
+        while not self._over.wait(pause):
+            seconds, pause = time.monotonic() - began, DRAWN_EACH_SECONDS
+            done = min(BAR_WIDTH, int(BAR_WIDTH * seconds / self._most_seconds))
+            bar = "#" * done + "." * (BAR_WIDTH - done)
+            print(f"\r\x1b[K[{bar}] {seconds:.0f} of at most {self._most_seconds:.0f} seconds", end="", file=sys.stderr, flush=True)
+        if pause == DRAWN_EACH_SECONDS:
+            _clear_line()
+
+
 class Progress:
     """A count on one line of stderr, if that is a terminal, of what takes longer than a second."""
 
@@ -76,4 +107,8 @@ class Progress:
 
     def clear(self):
         if self._drawn:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            _clear_line()
+
+
+def _clear_line():
+    print("\r\x1b[K", end="", file=sys.stderr, flush=True)
