@@ -336,10 +336,14 @@ class Driver:
             others.commit = max(followed)
 
     def _install(self, process):
-        """It has missed so much that it is sent a copy of the state."""
+        """It has missed so much that it is sent a copy of the state, just when it has written its own, or long after."""
         others = self.others
         if self._leads or others.leader is None:
             self._depose()
+        if self._rng.randrange(4):
+            self._append(process)
+            self._send(process, others.last)
+            self._settle(process)
         for command in self._commands(30):
             others.append(COMMAND, command)
         others.commit = others.last

@@ -11,7 +11,7 @@ from itertools import chain, combinations
 from typing import NamedTuple
 
 SECTOR_BYTES = 512
-MOST_CHANGES = 3  # of names, of which each choice is tried
+MOST_CHANGES = 5  # of names, of which each choice is tried
 
 
 class Write(NamedTuple):

@@ -71,7 +71,7 @@ DATABASE_BUGS = (
         "older-holder-writes",
         "A fence holds if the key is there, whoever holds it now.", "Kleppmann, How to do distributed locking (2016)",
         [Edit(EXECUTION, "if created_index != request.fence.token:", "if not created_index:")],
-        [TESTS + "test_a_fence_holds_as_long_as_the_key_that_the_token_has_made", SIMULATION], quick=True),
+        [TESTS + "test_a_fence_holds_as_long_as_the_key_that_the_token_has_made", SIMULATION]),
     Mutant(
         "holder-of-nothing-writes",
         "A fence holds as long as nobody else has the key: also when the holder has lost it.",
@@ -157,7 +157,7 @@ DATABASE_BUGS = (
         "What a leader with an earlier time proposes sets the time of the state back: keys that it makes live shorter.",
         "etcd 9888: leases and leaders; section 7: all apply the same",
         [Edit(EXECUTION, "if command.time > self.totals.time:", "if command.time:")],
-        [TESTS + "test_the_time_of_the_state_never_goes_back", SIMULATION], quick=True),
+        [TESTS + "test_the_time_of_the_state_never_goes_back", SIMULATION]),
     Mutant(
         "expires-a-moment-early",
         "A key is removed before its time is over.", "a lock that two hold",

@@ -86,7 +86,7 @@ LEASES = (
         if self._must_wait_to_vote(request):
             return True
 """)],
-        [LEASE + "test_a_promise_is_kept_though_the_leader_is_gone"], quick=True),
+        [LEASE + "test_a_promise_is_kept_though_the_leader_is_gone"]),
     Mutant(
         "promise-not-kept-by-a-candidate",
         "It votes for nobody else, but stands for election itself.",

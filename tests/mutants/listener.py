@@ -55,7 +55,7 @@ LISTEN = (
 """, """
         data = body.encode()
 """)],
-        [TESTS + "test_a_broken_chunk_ends_its_connection"], quick=True),
+        [TESTS + "test_a_broken_chunk_ends_its_connection"]),
     Mutant(
         "served-behind-an-upgrade",
         "What was sent behind an upgrade is done, though the connection belongs to peers by then.",

@@ -62,7 +62,7 @@ PEERS = (
 """, """
         except (OSError, ValueError, wire.WireError, Refusal) as error:  # ValueError: an address that cannot be one
 """)],
-        [TRANSPORT_TESTS + "test_after_a_timeout_a_late_reply_is_not_taken_for_the_next"], quick=True),
+        [TRANSPORT_TESTS + "test_after_a_timeout_a_late_reply_is_not_taken_for_the_next"]),
     Mutant(
         "reply-of-any-kind",
         "A reply of another kind than the request asks for is taken.",
@@ -161,7 +161,7 @@ PEERS = (
             log.debug("a connection is not refused address=%s error=%s", address, error)
             return True
 """)],
-        [TRANSPORT_TESTS + "test_whoever_does_not_answer_at_all_is_not_dead"], quick=True),
+        [TRANSPORT_TESTS + "test_whoever_does_not_answer_at_all_is_not_dead"]),
     Mutant(
         "dying-process-taken-for-alive",
         "A process that has closed its connections, and its port not yet, counts as alive; nobody looks again.",

@@ -57,7 +57,7 @@ TERMS_AND_VOTES = (
             self.term, self.voted_for""", """
         if term >= self.term:
             self.term, self.voted_for""")],
-        [ELECTIONS + "test_within_a_term_the_vote_stays", SIMULATION], quick=True),
+        [ELECTIONS + "test_within_a_term_the_vote_stays", SIMULATION]),
     Mutant(
         "vote-twice",
         "A server votes for every candidate that asks.",
@@ -100,7 +100,7 @@ TERMS_AND_VOTES = (
         [Edit(LOG,
               "return (last_log_term, last_log_index) >= (self.last_term, self.last_index)",
               "return last_log_index >= self.last_index")],
-        [MERGES + "test_up_to_date_compares_the_term_before_the_index", ELECTIONS + "test_vote_compares_term_then_index"], quick=True),
+        [MERGES + "test_up_to_date_compares_the_term_before_the_index", ELECTIONS + "test_vote_compares_term_then_index"]),
     Mutant(
         "log-compared-by-index-first",
         "Logs are compared by index, and by term only when they are of the same length.",
@@ -282,7 +282,7 @@ TERMS_AND_VOTES = (
         "thesis 6.2; the original raftd; etcd without CheckQuorum in dangling partitions",
         [Edit(CORE, "elif not self.configuration.is_majority(heard | {self.name}):", "elif False:")],
         [ELECTIONS + "test_check_quorum", "tests/test_simulation.py::test_a_leader_cut_off_steps_down_and_another_leads",
-         SIMULATION], quick=True),
+         SIMULATION]),
     Mutant(
         "stalled-disk-is-no-failure",
         "A leader whose disk hangs goes on to send heartbeats: nothing commits, and nobody else may lead.",
@@ -300,7 +300,7 @@ REPLICATION = (
         [Edit(LOG,
               "if entry.index > self.snapshot_index and self.term_at(entry.index) != entry.term:",
               "if entry.index > self.snapshot_index:")],
-        [MERGES + "test_merge_of_an_old_request_removes_nothing", REPLICATES + "test_old_append_removes_nothing", SIMULATION], quick=True),
+        [MERGES + "test_merge_of_an_old_request_removes_nothing", REPLICATES + "test_old_append_removes_nothing", SIMULATION]),
     Mutant(
         "shorter-request-truncates",
         "A late or repeated request that ends earlier than the log cuts off the rest.",
@@ -421,7 +421,7 @@ REPLICATION = (
         [Edit(CORE,
               "self.saved_index = max(self.saved_index, min(unsaved.last_index, self._unsaved_from - 1))",
               "self.saved_index = max(self.saved_index, unsaved.last_index)")],
-        [STATE + "test_a_late_write_does_not_confirm_what_has_replaced_it"], quick=True),
+        [STATE + "test_a_late_write_does_not_confirm_what_has_replaced_it"]),
     Mutant(
         "saved-index-survives-truncation",
         "Entries that replace saved ones count as saved before they are.",
@@ -441,7 +441,7 @@ REPLICATION = (
         "An entry of an earlier term is committed once a majority has it: it may still be overwritten.",
         "section 5.4.2, Figure 8; logcabin 44; goraft PR 27",
         [Edit(CORE, "if index <= self.commit_index or self.log.term_at(index) != self.term:", "if index <= self.commit_index:")],
-        [COMMITS + "test_old_terms_are_not_committed_by_counting"], quick=True),
+        [COMMITS + "test_old_terms_are_not_committed_by_counting"]),
     Mutant(
         "committed-by-one",
         "What any one server has is committed.",
@@ -528,7 +528,7 @@ READS = (
         answered = leader.round
         waiting = [read for read in leader.reads if read.round > answered]
 """)],
-        [READ + "test_read_waits_for_a_majority"], quick=True),
+        [READ + "test_read_waits_for_a_majority"]),
     Mutant(
         "read-in-a-round-under-way",
         "A read is confirmed by answers to requests that were sent before it began.",
@@ -562,7 +562,7 @@ READS = (
         read.index = self.commit_index
 """),
          Edit(CORE, "if not leader.reads or self.commit_index < leader.first_index:", "if not leader.reads:")],
-        [READ + "test_read_waits_for_the_noop"], quick=True),
+        [READ + "test_read_waits_for_the_noop"]),
     Mutant(
         "lease-read",
         "A leader that has heard a majority lately answers reads by itself, also after a pause or with a slow clock.",
@@ -713,7 +713,7 @@ MEMBERSHIP = (
         [Edit(CORE, """
         self.configurations.truncate(index)
 """, "")],
-        [MEMBERS + "test_configuration_goes_back_with_its_entry"], quick=True),
+        [MEMBERS + "test_configuration_goes_back_with_its_entry"]),
     Mutant(
         "configuration-truncation-off-by-one",
         "The configuration of the very first entry that is removed stays.",
@@ -735,7 +735,7 @@ MEMBERSHIP = (
             raise NoQuorum(""", """
         if False:
             raise NoQuorum(""")],
-        [MEMBERS + "test_no_change_before_the_term_has_committed"], quick=True),
+        [MEMBERS + "test_no_change_before_the_term_has_committed"]),
     Mutant(
         "two-votes-in-one-change",
         "One change replaces a voter by another: old and new majority need not share a server.",
@@ -922,7 +922,7 @@ SNAPSHOTS = (
         [Edit(CORE,
               "index = min(durable_index, self.last_applied, self.saved_index)",
               "index = min(self.last_applied, self.saved_index)")],
-        [COMPACTS + "test_compaction_keeps_what_is_not_surely_on_disk"], quick=True),
+        [COMPACTS + "test_compaction_keeps_what_is_not_surely_on_disk"]),
     Mutant(
         "compaction-forgets-the-term",
         "What compaction notes as the term of its last entry is that of the log's last.",
@@ -979,7 +979,7 @@ DEAD_LEADERS = (
         "What is found of one leader counts for whoever leads by then.",
         "late events; section 5.1",
         [Edit(CORE, GONE, "case Follower(leader) if leader is not None and self.term == term:")],
-        [FAILOVER + "test_what_is_said_of_another_leader_or_term_changes_nothing"], quick=True),
+        [FAILOVER + "test_what_is_said_of_another_leader_or_term_changes_nothing"]),
     Mutant(
         "dead-leader-in-whichever-term",
         "What was found of a leader before it was elected anew counts in its new term, too.",

@@ -172,13 +172,13 @@ RUNTIME = (
         if size <= LARGE_BYTES:
 """)],
         [TESTS + "test_a_write_is_applied_on_all_in_order_and_answers_what_the_machine_said",
-         TESTS + "test_a_write_that_is_not_committed_in_time_says_perhaps"], quick=True),
+         TESTS + "test_a_write_that_is_not_committed_in_time_says_perhaps"]),
     Mutant(
         "answered-by-another-entry",
         "A write is answered as done when any entry is committed at its index.",
         "section 8; Redis-Raft",
         [Edit(NODE, "if proposal.term == entry.term:", "if proposal:")],
-        [TESTS + "test_an_entry_that_is_overwritten_is_certainly_not_applied"], quick=True),
+        [TESTS + "test_an_entry_that_is_overwritten_is_certainly_not_applied"]),
     Mutant(
         "foreseen-for-another-entry",
         "A write whose outcome is foreseen is answered as done when any entry is committed at its index.",
@@ -199,7 +199,7 @@ RUNTIME = (
         "A stale read does not show a write that the same node has answered before.",
         "read your writes, on one server",
         [Edit(NODE, "return self._answered_index <= self._raft.last_applied or bool", "return True or bool")],
-        [TESTS + "test_a_foreseen_write_is_answered_before_it_is_applied_and_a_read_waits_until_it_is[stale]"], quick=True),
+        [TESTS + "test_a_foreseen_write_is_answered_before_it_is_applied_and_a_read_waits_until_it_is[stale]"]),
     Mutant(
         "stale-read-waits-for-a-broken-state",
         "A stale read waits for writes that were answered although the state cannot be written.",
@@ -268,7 +268,7 @@ RUNTIME = (
         [Edit(NODE,
               'self._fail_proposals_locked(LeadershipLost(f"this node leads no longer: {self._raft.reason}"))',
               'self._fail_proposals_locked(Discarded(f"this node leads no longer: {self._raft.reason}"))')],
-        [TESTS + "test_a_leader_that_is_cut_off_fails_what_waits"], quick=True),
+        [TESTS + "test_a_leader_that_is_cut_off_fails_what_waits"]),
     Mutant(
         "failed-save-retried",
         "After a save failed the node goes on as if it had been done.",
@@ -320,7 +320,7 @@ RUNTIME = (
         "/readyz does not look at the disk: a follower whose write hangs says ok.",
         "a health check that does not touch the disk; Rebello et al., ATC 2020",
         [Edit(NODE, "if raft.disk_stalled_seconds:", "if False:")],
-        [TESTS + "test_a_disk_that_hangs_is_told_while_it_does"], quick=True),
+        [TESTS + "test_a_disk_that_hangs_is_told_while_it_does"]),
     Mutant(
         "hanging-disk-told-afterwards",
         "That a disk hangs is logged when it answers again: perhaps never.",
@@ -514,7 +514,7 @@ RUNTIME = (
         "Whoever connects is a peer: a removed server raises the term, or installs its state.",
         "thesis 4.2.3; the original raftd",
         [Edit(NODE, "if configuration_index <= known and not any(sender in them for them in members):", "if False:")],
-        [TESTS + "test_strangers_and_impossible_terms_are_refused"], quick=True),
+        [TESTS + "test_strangers_and_impossible_terms_are_refused"]),
     Mutant(
         "terms-can-be-used-up",
         "One message with a huge term bricks the cluster.",
@@ -700,7 +700,7 @@ RUNTIME = (
         "A connection that ends is enough to take the leader for dead: nobody asks whether it still listens.",
         "a leader closes a connection by itself after a call that took too long",
         [Edit(NODE, "if follows and self._transport.refuses(leader.address):", "if follows:")],
-        ["tests/test_node.py::test_a_leader_that_still_listens_is_not_dead"], quick=True),
+        ["tests/test_node.py::test_a_leader_that_still_listens_is_not_dead"]),
     Mutant(
         "dead-leader-of-the-term-of-now",
         "The term is looked up when the leader has been found dead, not when its connection ended.",

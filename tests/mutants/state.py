@@ -76,13 +76,13 @@ STATE = (
         "A write whose condition does not hold happens all the same.",
         "compare-and-set; Jepsen, passim",
         [Edit(EXECUTION, "and not command.conditions.hold(modified_index):", "and command.conditions.hold(modified_index) is None:")],
-        [TESTS + "test_conditional_writes", SIMULATION], quick=True),
+        [TESTS + "test_conditional_writes", SIMULATION]),
     Mutant(
         "conditional-writes-foreseen",
         "A write with a condition is answered as done when it is committed, whatever comes of it.",
         "compare-and-set; Jepsen, passim",
         [Edit(ENCODING, "if _plain_set(data) else None", "if type(decode(data)) is Set else None")],
-        [COMMAND_TESTS + "test_what_depends_on_the_state_or_is_no_command_is_not_foreseen", SIMULATION], quick=True),
+        [COMMAND_TESTS + "test_what_depends_on_the_state_or_is_no_command_is_not_foreseen", SIMULATION]),
     Mutant(
         "unknown-commands-foreseen",
         "Bytes that no raftd can apply are answered as done, and then stop every server.",
@@ -224,7 +224,7 @@ STATE = (
         self._position = position
         self._durable_index = position.index
         self._follow(""")],
-        [TESTS + "test_durable_index_moves_with_checkpoints_only"], quick=True),
+        [TESTS + "test_durable_index_moves_with_checkpoints_only"]),
     Mutant(
         "half-a-checkpoint-counts",
         "A checkpoint that a reader has held up counts for all that was applied.",
@@ -241,7 +241,7 @@ STATE = (
 """, """
             raise
 """)],
-        [TESTS + "test_after_a_failed_sync_the_file_is_written_anew_before_anything_counts"], quick=True),
+        [TESTS + "test_after_a_failed_sync_the_file_is_written_anew_before_anything_counts"]),
     Mutant(
         "rename-counts-before-it-is-on-disk",
         "A snapshot counts as durable although the directory could not be synced.",

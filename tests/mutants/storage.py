@@ -90,7 +90,7 @@ STORAGE = (
         [Edit(STORE, '"PRAGMA synchronous = FULL"', '"PRAGMA synchronous = NORMAL"'),
          Edit(STORE, '("wal", 2)', '("wal", 1)')],
         [TESTS + "test_the_log_is_written_ahead_and_synced_fully",
-         TESTS + "test_every_save_reaches_the_disk_before_it_returns"], quick=True),
+         TESTS + "test_every_save_reaches_the_disk_before_it_returns"]),
     Mutant(
         "log-never-synced",
         "SQLite is told not to sync the log at all.",
@@ -141,7 +141,7 @@ STORAGE = (
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
 """)],
-        [TESTS + "test_a_save_is_all_or_nothing", RECOVERY + "test_the_same_log_is_opened_again_after_a_failed_save"], quick=True),
+        [TESTS + "test_a_save_is_all_or_nothing", RECOVERY + "test_the_same_log_is_opened_again_after_a_failed_save"]),
     Mutant(
         "vote-and-entries-in-two-transactions",
         "Term and vote are committed before the entries of the same save.",
@@ -195,7 +195,7 @@ STORAGE = (
         "An entry whose bytes have changed on the disk is applied as it is.",
         "Protocol-Aware Recovery (Alagappan et al., FAST 2018); SQLite does not notice flipped bits",
         [Edit(STORE, "if checksum != _checksum(index, term, kind, data=command):", "if checksum is None:")],
-        [TESTS + "test_changed_rows_are_refused_by_name", TESTS + "test_flipped_bytes_never_become_entries"], quick=True),
+        [TESTS + "test_changed_rows_are_refused_by_name", TESTS + "test_flipped_bytes_never_become_entries"]),
     Mutant(
         "damaged-entry-ends-the-log",
         "At a damaged entry the log is taken to end: what was acknowledged after it is gone.",
@@ -207,7 +207,7 @@ STORAGE = (
         "An entry in the log of a kind that a later raftd has is taken for one that says nothing.",
         "version skew; found by bin/fuzz",
         [Edit(STORE, "if kind not in KINDS:", "if kind is None:")],
-        ["tests/test_version_skew.py::test_an_entry_of_an_unknown_kind_in_the_log_is_refused_by_name"], quick=True),
+        ["tests/test_version_skew.py::test_an_entry_of_an_unknown_kind_in_the_log_is_refused_by_name"]),
     Mutant(
         "gap-in-the-log-not-noticed",
         "A row that is missing shifts all that follow it.",

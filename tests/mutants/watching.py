@@ -184,7 +184,7 @@ WATCHING = (
         "ids-of-an-entry-alike",
         "All changes of a transaction have the same id: who breaks off in the middle loses the rest.", HISTORIES,
         [Edit(WATCH, 'return f"{index}.{more:06}" if more else str(index)', "return str(index + bool(more))")],
-        [TESTS + "test_each_change_is_told_once_in_order"], quick=True),
+        [TESTS + "test_each_change_is_told_once_in_order"]),
     Mutant(
         "watched-value-of-a-delete",
         "keys_only does not keep values back.", "the contract",

@@ -35,7 +35,7 @@ WEB = (
         "A write with If-Match takes the fast way, which does not look at it.",
         "compare-and-set",
         [Edit(LANE, '"EXPECT", "IF_MATCH", "IF_NONE_MATCH",', '"EXPECT",')],
-        [LANE_TESTS + "test_a_request_with_an_unusual_header_goes_to_flask"], quick=True),
+        [LANE_TESTS + "test_a_request_with_an_unusual_header_goes_to_flask"]),
     Mutant(
         "lane-forgets-the-idempotency-key",
         "A write with Idempotency-Key takes the fast way, which would apply it twice.",
@@ -154,7 +154,7 @@ WEB = (
     command = command._replace(conditions=type(command.conditions)())
     applied = current_node().propose(encode(_as_asked(command, timeout)), timeout)
 """)],
-        [TESTS + "test_conditions_reach_the_command"], quick=True),
+        [TESTS + "test_conditions_reach_the_command"]),
     Mutant(
         "keys-that-are-no-text",
         "All bytes that are not UTF-8 are one character to Flask: %ff and %fe name one key.",
@@ -222,7 +222,7 @@ WEB = (
         "A write that timed out is called certainly not applied.",
         "hashicorp/raft 561; Redis-Raft",
         [Edit(ERRORS, '"commit_timeout", 504, "maybe"', '"commit_timeout", 504, "safe"')],
-        [TESTS + "test_an_error_of_the_node_is_one_line_with_its_code"], quick=True),
+        [TESTS + "test_an_error_of_the_node_is_one_line_with_its_code"]),
     Mutant(
         "lost-leadership-is-safe-to-retry",
         "A write whose leader stepped down is called certainly not applied.",
