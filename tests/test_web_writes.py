@@ -1,6 +1,7 @@
 """What the web makes of requests that ask for more than a plain write: exactly once, fences, expiry, prefixes, lists, transactions."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from test_web import StubNode, assert_error, assert_refused
@@ -321,11 +322,23 @@ def test_a_transaction_has_128_parts_of_a_kind(client, node, name):
 
 
 def test_a_transaction_is_at_most_1_mib(client, node):
+    node.settings = replace(node.settings, max_value_bytes=1 << 20)
     node.outcome = Outcome("transacted", 41, (True, (True,)))
     head, tail = b'{"then": [{"set": "a", "value": "', b'"}]}'
     fill = (1 << 20) - len(head) - len(tail)
     assert client.post("/txn", data=head + b"x" * fill + tail).status_code == 200
     assert_error(client.post("/txn", data=head + b"x" * (fill + 1) + tail), "too_large", 413, "no")
+
+
+def test_a_value_in_a_transaction_is_as_large_as_any(client, node):
+    node.settings = replace(node.settings, max_value_bytes=10)
+    node.outcome = Outcome("transacted", 41, (True, (True,)))
+    assert txn(client, then=[{"set": "a", "value": "x" * 10}]).status_code == 200
+    for where in ("then", "else"):
+        answer = client.post("/txn", json={"then": [{"delete": "b"}], where: [{"set": "a", "value": "x" * 11}]})
+        assert_error(answer, "too_large", 413, "no")
+        assert answer.text == "a value is at most 10 bytes long\n"
+    assert len(node.calls) == 1
 
 
 def test_a_key_in_a_transaction_is_a_key(client, node):

@@ -8,6 +8,7 @@ from flask import Blueprint
 
 from raftd.errors import BadRequest, RaftdError, TooLarge
 from raftd.kv import Delete, Get, If, Set, Transaction
+from raftd.web.current import current_node
 from raftd.web.parameters import body, checked_key, json_object, no_conditions, shown, ttl
 from raftd.web.writes import how_to_write, write
 
@@ -24,11 +25,15 @@ def transact():
     """If all conditions hold do all of ``then``, else all of ``else``."""
     no_conditions()
     how = how_to_write()
-    return write(_transaction(body(MAX_BODY_BYTES, "a JSON body")), how["timeout"])
+    transaction, largest = _transaction(body(MAX_BODY_BYTES, "a JSON body")), current_node().settings.max_value_bytes
+    if any([type(part) is Set and len(part.value) > largest for part in transaction.then + transaction.otherwise]):
+        raise TooLarge(f"a value is at most {largest} bytes long")
+    return write(transaction, how["timeout"])
 
 
 def plain_transaction(data):
-    """The Transaction that *data*, a body, asks for, if it only writes, and for good; None if a view should look at it."""
+    """The Transaction that *data*, a body not larger than a value may be, asks for, if it only writes, and for good; None if a view should
+    look at it."""
     if _READS_OR_LASTS.search(data):
         return None
     try:

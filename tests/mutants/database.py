@@ -350,6 +350,11 @@ DATABASE_BUGS = (
         [Edit(WRITES, "parts = command.then + command.otherwise if isinstance(command, Transaction) else", "parts =")],
         [WEB_TESTS + "test_a_transaction"]),
     Mutant(
+        "value-of-any-length-in-a-transaction",
+        "The largest value of a key is none for transactions.", "bounded memory",
+        [Edit(TXN, "len(part.value) > largest for part", "False for part")],
+        [WEB_TESTS + "test_a_value_in_a_transaction_is_as_large_as_any"]),
+    Mutant(
         "transaction-half-understood",
         "A member of an operation that is not known is skipped: a misspelt one does something else.", CONTRACT,
         [Edit(TXN, """
