@@ -153,7 +153,7 @@ class Lane:
             return False
         if len(body) < length:
             return None
-        command, key, level = [found and found.decode() for found in match.groups()]
+        command, key, level = match[1].decode(), match[2] and match[2].decode(), match[3] and match[3].decode()
         if not self._may_be(command, key, level):
             return False
         channel.requests = [Plain(command, f"/db/{key}" if key else "/txn", data)]
@@ -213,11 +213,10 @@ class Lane:
 
     @staticmethod
     def _command(method, key, body):
-        match method:
-            case "GET":
-                return Get(key)
-            case "DELETE":
-                return Delete(key)
+        if method == "GET":
+            return Get(key)
+        if method == "DELETE":
+            return Delete(key)
         return plain_transaction(body) if key is None else Set(key, body)
 
     def hand_over(self, pending):
@@ -309,15 +308,18 @@ class Lane:
             self._otherwise(channel)
 
     def _answer_done(self, channel, command, applied):
-        outcome = applied.result
+        outcome, status, body = applied.result, 200, b""
         if outcome.kind == "transacted":
-            self._write(channel, 200, {**json_fields(applied.index), **replay_fields(outcome)}, transacted_body(command, outcome).encode())
-            return
-        error, etag = outcome_of(applied)
-        if error:
-            self._answer_error(channel, error, {**error_fields(error, applied.index), **replay_fields(outcome)})
+            fields, body = json_fields(applied.index), transacted_body(command, outcome).encode()
         else:
-            self._write(channel, 200, {**done_fields(applied.index, etag), **replay_fields(outcome)})
+            error, etag = outcome_of(applied)
+            if error:
+                fields, status, body = error_fields(error, applied.index), error.status, _line(error)
+            else:
+                fields = done_fields(applied.index, etag)
+        if outcome.replayed:
+            fields.update(replay_fields(outcome))
+        self._write(channel, status, fields, body)
 
     def _answer_value(self, channel, found):
         if found.value is None:
@@ -325,11 +327,11 @@ class Lane:
         else:
             self._write(channel, 200, value_fields(found), found.value)
 
-    def _answer_error(self, channel, error, fields=None):
-        fields = fields or error_fields(error)
+    def _answer_error(self, channel, error):
+        fields = error_fields(error)
         if isinstance(error, Stopping):  # nothing else will be answered on this connection
             fields["Connection"] = "close"
-        self._write(channel, error.status, fields, (error_line(error) + "\n").encode())
+        self._write(channel, error.status, fields, _line(error))
 
     def _write(self, channel, status, fields, body=b""):
         lines = [f"{name}: {value}\r\n" for name, value in {**self._node.headers(), **fields}.items()]
@@ -370,6 +372,10 @@ class Lane:
             self._next_request(channel)
         else:
             channel.goes_on()
+
+
+def _line(error):
+    return (error_line(error) + "\n").encode()
 
 
 def _drained(queue):

@@ -308,7 +308,7 @@ class Node:
         """
         raft, first = self._raft, self._seen_commit + 1
         entries = raft.log.entries(max(first, raft.log.first_index), raft.commit_index)
-        self._unapplied_bytes += sum(len(entry.command) for entry in entries)
+        self._unapplied_bytes += sum([len(entry.command) for entry in entries])
         self._seen_commit = raft.commit_index
         if not self._proposals or raft.commit_index - raft.last_applied > MAX_ANSWERED_AHEAD \
                 or self._unapplied_bytes > min(MAX_ANSWERED_AHEAD_BYTES, self.settings.max_waiting_bytes):
@@ -1459,7 +1459,7 @@ class Node:
 
     def _applied(self, entries, results):
         """Tell who waits; returns the bytes of the commands."""
-        size = sum(len(entry.command) for entry in entries)
+        size = sum([len(entry.command) for entry in entries])
         with self._lock:
             self._raft.tick(time.monotonic())
             self._raft.applied(entries[-1].index)

@@ -80,9 +80,10 @@ def encode(command):
 def decode(data):
     """The command in *data*; raises UnknownCommand if this raftd has no such command."""
     try:
-        if plain := _plain_set(data):
-            key, end = plain
-            return Set(key, bytes(data[end:]))
+        if data[:3] == _PLAIN_SET:
+            end = _KEY_AT + (data[3] << 8 | data[4])
+            if end <= len(data):
+                return Set(str(data[_KEY_AT:end], "utf-8"), bytes(data[end:]))
         version, operation, kinds, key_length = _PREFIX.unpack_from(data)
         if version != _VERSION:
             raise _unknown(f"operation {operation} of format {version}")
@@ -198,22 +199,14 @@ def digest(request):
     return blake2b(encode(request._replace(time=0)), digest_size=16).digest()
 
 
-def _plain_set(data):
-    """The key that the plain Set in *data* writes, and where the value begins; None if it is no such command."""
-    if data[:3] != _PLAIN_SET:
-        return None
-    end = _KEY_AT + (data[3] << 8 | data[4])
-    return (str(data[_KEY_AT:end], "utf-8"), end) if end <= len(data) else None
-
-
 def foresee(index, data):
     """The Outcome that the command in *data* will have as the entry at *index*, whatever the state is; None if it depends on that."""
     try:
         if data[:2] == _MANY_SETS:
             (count,) = _COUNT.unpack_from(data, _PREFIX.size)
             return Outcome("transacted", index, (True, (True,) * count))
-        return Outcome("written", index) if _plain_set(data) else None
-    except (struct.error, IndexError, UnicodeDecodeError):
+        return Outcome("written", index) if data[:3] == _PLAIN_SET and decode(data) else None
+    except (struct.error, UnknownCommand):
         return None
 
 

@@ -100,9 +100,7 @@ class Batch:
         self._superseded = []  # ids of changes before the history begins that are the latest of no key any more
         self._requests = {}  # idempotency key -> (id, digest, outcome), of those that are known
         self._new_requests = {}  # the same, to be written
-        self._load(_keys_of_all(commands))
-        if keys := [command.key for _, command in commands if type(command) is Request and command.key]:
-            self._load_requests(keys)
+        self._look_up(commands)
 
     # Commands
 
@@ -284,8 +282,20 @@ class Batch:
 
     # Keys
 
+    def _look_up(self, commands):
+        """What the (index, command) pairs are about, together."""
+        keys, request_keys = [], []
+        for _, command in commands:
+            if type(command) is Set:
+                keys.append(command.key)
+                continue
+            keys += _keys_of(command)
+            if type(command) is Request and command.key:
+                request_keys.append(command.key)
+        self._load(keys)
+        self._load_requests(request_keys)
+
     def _load(self, keys):
-        """Look many keys up together."""
         heads, checksum_of = self.heads, head_checksum
         known, wanted = self._known_heads, []
         for key in keys:
@@ -385,7 +395,8 @@ class Batch:
 
     def _write_keys(self):
         checksum_of = head_checksum
-        rows = [(key, *head, checksum_of(key, *head)) for key, head in self._dirty.items() if head is not None]
+        rows = [(key, id, created_index, version, expires_at, checksum_of(key, id, created_index, version, expires_at))
+                for key, head in self._dirty.items() if head is not None for id, created_index, version, expires_at in (head,)]
         removed = [key for key, head in self._dirty.items() if head is None] if len(rows) < len(self._dirty) else []
         self._dirty.clear()
         execute_rows(self._cursor, "REPLACE INTO kv", rows)
@@ -434,17 +445,6 @@ class Batch:
             " AND NOT EXISTS (SELECT 1 FROM kv WHERE kv.key = changes.key AND change_id = changes.id)",
             (self.totals.history_start, start))
         self.totals = self.totals._replace(history_start=start, history_changes=changes, history_bytes=size)
-
-
-def _keys_of_all(commands):
-    """The keys that the (index, command) pairs are about."""
-    keys = []
-    for _, command in commands:
-        if type(command) is Set:
-            keys.append(command.key)
-        else:
-            keys += _keys_of(command)
-    return keys
 
 
 def _keys_of(command):

@@ -129,7 +129,7 @@ class KeyValueStore:
         self._position = position
         self._follow(known)
         self._commands_in_wal += len(batch)
-        self._bytes_in_wal += sum(len(data) for _, data in batch)
+        self._bytes_in_wal += sum([len(data) for _, data in batch])
         return outcomes
 
     foresee = staticmethod(foresee)

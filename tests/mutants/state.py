@@ -81,17 +81,17 @@ STATE = (
         "conditional-writes-foreseen",
         "A write with a condition is answered as done when it is committed, whatever comes of it.",
         "compare-and-set; Jepsen, passim",
-        [Edit(ENCODING, "if _plain_set(data) else None", "if type(decode(data)) is Set else None")],
+        [Edit(ENCODING, "if data[:3] == _PLAIN_SET and decode(data) else None", "if type(decode(data)) is Set else None")],
         [COMMAND_TESTS + "test_what_depends_on_the_state_or_is_no_command_is_not_foreseen", SIMULATION]),
     Mutant(
         "unknown-commands-foreseen",
         "Bytes that no raftd can apply are answered as done, and then stop every server.",
         "section 7 of the paper: all apply the same",
         [Edit(ENCODING, """
-    except (struct.error, IndexError, UnicodeDecodeError):
+    except (struct.error, UnknownCommand):
         return None
 """, """
-    except (struct.error, IndexError, UnicodeDecodeError):
+    except (struct.error, UnknownCommand):
         return Outcome("written", index)
 """)],
         [COMMAND_TESTS + "test_what_depends_on_the_state_or_is_no_command_is_not_foreseen"]),
