@@ -59,8 +59,8 @@ from raftd.turns import LARGE_BYTES, Turns
 log = logging.getLogger(__name__)
 
 MAX_APPLY_BYTES = 1 << 20  # commands in one transaction of the state machine
-APPLY_PAUSE_SECONDS = 0.05  # so long committed entries may wait for others, to be applied together, if nobody waits for them
-MAX_UNAPPLIED, MAX_UNAPPLIED_BYTES = 1024, 1 << 20  # entries, and bytes of commands, that do not wait any longer
+APPLY_PAUSE_SECONDS = 0.1  # so long committed entries may wait for others, to be applied together, if nobody waits for them
+MAX_UNAPPLIED, MAX_UNAPPLIED_BYTES = 2048, 1 << 20  # entries, and bytes of commands, that do not wait any longer
 # Entries, and bytes of commands; a state machine that is further behind makes all who write wait for it.
 MAX_ANSWERED_AHEAD, MAX_ANSWERED_AHEAD_BYTES = 8192, 4 << 20
 STATUS_SECONDS = 0.2  # so long the status waits for what was answered to be applied
