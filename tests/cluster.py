@@ -639,10 +639,16 @@ class Strace:
 
     def __init__(self, server, calls, fault, files=()):
         of_files = [word for file in files for word in ("-P", file)]
+        self._output = tempfile.NamedTemporaryFile("r", prefix="raftd-strace-")
         self._server, self._process = server, subprocess.Popen(
-            ["strace", "-f", "-o", "/dev/null", *of_files, "-e", f"trace={calls}", "-e", f"inject={calls}:{fault}",
+            ["strace", "-f", "-o", self._output.name, *of_files, "-e", f"trace={calls}", "-e", f"inject={calls}:{fault}",
              "-p", str(server.process.pid)], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         wait_until(lambda: self._is_attached() or not server.running or self._process.poll() is not None, f"{server} is traced")
+
+    @property
+    def faults(self):
+        """How many calls it has spoilt."""
+        return Path(self._output.name).read_text(errors="replace").count("(INJECTED)")
 
     def _is_attached(self):
         """To every thread there is."""
@@ -661,6 +667,7 @@ class Strace:
     def end(self):
         self._process.terminate()
         self._process.wait(PATIENCE_SECONDS)
+        self._output.close()
 
 
 class ControlGroup:
