@@ -125,13 +125,13 @@ class Lane:
         """Take the request of *channel* if it is a plain one; False if it is not."""
         request = channel.requests[0]
         match = _PLAIN.fullmatch(request.request_uri)
-        headers = dict(request.headers)
-        idempotency_key = headers.pop("IDEMPOTENCY_KEY", None)
-        if not match or request.version != "1.1" or not self._is_plain(headers, request.body_bytes_received) \
-                or idempotency_key is not None and not _IDEMPOTENCY_KEY.fullmatch(idempotency_key):
+        if not match or request.version != "1.1" or not self._may_be(request.command, *match.groups()):
             return False
         key, level = match.groups()
-        if not self._may_be(request.command, key, level):
+        headers = dict(request.headers)
+        idempotency_key = headers.pop("IDEMPOTENCY_KEY", None)
+        if not self._is_plain(headers, request.body_bytes_received) \
+                or idempotency_key is not None and not _IDEMPOTENCY_KEY.fullmatch(idempotency_key):
             return False
         body = request.get_body_stream()
         value = body.read()

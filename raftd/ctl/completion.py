@@ -1,6 +1,5 @@
 """``raftctl completion SHELL``: a script that a shell reads, made from the parsers themselves."""
 
-
 SHELLS = ("bash", "zsh", "fish")
 
 
@@ -42,5 +41,3 @@ def _fish(options):
     lines += [f"complete -c raftctl -n '__fish_seen_subcommand_from {name}' -l {option.removeprefix('--')}"
               for name, words in options.items() for option in words]
     return "\n".join(lines) + "\n"
-
-
