@@ -59,7 +59,8 @@ from raftd.turns import LARGE_BYTES, Turns
 log = logging.getLogger(__name__)
 
 MAX_APPLY_BYTES = 1 << 20  # commands in one transaction of the state machine
-APPLY_PAUSE_SECONDS = 0.1  # so long committed entries may wait for others, to be applied together, if nobody waits for them
+# So long after others committed entries are applied, together, if nobody waits for them; and if somebody waits for changes of the state.
+APPLY_PAUSE_SECONDS, AWAITED_PAUSE_SECONDS = 0.1, 0.05
 MAX_UNAPPLIED, MAX_UNAPPLIED_BYTES = 2048, 1 << 20  # entries, and bytes of commands, that do not wait any longer
 # Entries, and bytes of commands; a state machine that is further behind makes all who write wait for it.
 MAX_ANSWERED_AHEAD, MAX_ANSWERED_AHEAD_BYTES = 8192, 4 << 20
@@ -1433,10 +1434,12 @@ class Node:
         return entries[:self._state_machine.how_many([entry.command if entry.kind == COMMAND else b"" for entry in entries])]
 
     def _wait_for_committed_locked(self):
-        """False when the node stops. Entries that nobody waits for are given a little time to become more."""
+        """False when the node stops. Entries that nobody waits for, soon after others, are given a little time to become more."""
+        ended = time.monotonic()
         while True:
             has_work, now = self._has_work_for_applier_locked(), time.monotonic()
-            if has_work and (now >= self._apply_at or self._install or self._raft.withdrawn or self._must_apply_locked()):
+            due = ended + (AWAITED_PAUSE_SECONDS if self._state_machine.is_awaited else APPLY_PAUSE_SECONDS)
+            if has_work and (now >= due or self._install or self._raft.withdrawn or self._must_apply_locked()):
                 self._apply_at = math.inf
                 return True
             if self._stopping.is_set():
@@ -1444,7 +1447,7 @@ class Node:
             if not self._applier_idle:
                 self._applier_idle, self._applying_since = True, None
                 self._changed.notify_all()
-            self._apply_at = min(self._apply_at, now + APPLY_PAUSE_SECONDS) if has_work else math.inf
+            self._apply_at = due if has_work else math.inf
             self._applier_wake.wait(self._apply_at - now if has_work else None)
 
     def _has_work_for_applier_locked(self):

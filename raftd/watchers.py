@@ -72,7 +72,7 @@ class Watchers:
         self._is_behind = False  # somebody is not, who could be told more now
         self._rest_until, self._next_look = 0.0, math.inf  # at who is too slow, or hears nothing
         self._thread = threading.Thread(target=self._run, name="watchers")
-        state.subscribe(self._applied)
+        state.subscribe(self._applied, lambda: bool(self._watching or self._waiting))
 
     @property
     def are_full(self):

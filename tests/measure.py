@@ -13,6 +13,8 @@
                keys and at random
     expiry     64 writers beside 100,000 keys that will expire in an hour, and without them, in turn; 100,000 keys that expire together
     prefix     1,000,000 keys are deleted as one prefix: how long that takes, and the slowest write meanwhile
+    watch      three nodes, one write at a time: how long after its answer those who watch are told; 64 writers beside 1,000 who watch on
+               the leader, other keys or those that are written, and beside nobody, in turn
     partition  the leader of three is cut off by a firewall that drops its packets, 10 times: the gap until the next accepted write
     load       64 writers for 10 minutes: no election may be held
     join       a node joins a cluster with 300 MB of state under load: how long, and the slowest write meanwhile
@@ -27,13 +29,15 @@ import http.client
 import os
 import re
 import resource
+import select
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from itertools import cycle, pairwise
 from pathlib import Path
 from statistics import median
@@ -321,6 +325,64 @@ def prefix(directory):
               f"{len(seconds)} writes meanwhile took {max(seconds):.2f} s; term {leader.status()['term']}")
 
 
+def watch(directory):
+    with Cluster(directory) as cluster:
+        leader = cluster.leader()
+        watched = {"the leader": leader, "a follower": cluster.followers(leader)[0]}
+        for where, server in watched.items():
+            late = []
+            with _watching(server, "lone/") as stream:
+                for number in range(100):
+                    the_fault_lasts.wait(0.2)  # long after all else
+                    assert leader.call("PUT", f"/db/lone/{number}", b"x").status == 200
+                    answered = time.monotonic()
+                    while f'"lone/{number}"'.encode() not in stream.recv(4096):
+                        pass
+                    late.append((time.monotonic() - answered) * 1e3)
+            print(f"who watches on {where} is told {median(late):.1f} ms after the answer (median; {max(late):.1f} ms at most)", flush=True)
+        rates = {"nobody": [], "1,000 who watch other keys": [], "1,000 who watch the keys that are written": []}
+        for _ in range(6):
+            for rate, prefix in zip(rates.values(), (None, "other/", "k"), strict=True):
+                with ExitStack() as crowd:
+                    streams = [crowd.enter_context(_watching(leader, prefix)) for _ in range(1000 if prefix else 0)]
+                    crowd.enter_context(_taken(streams))
+                    rate.append(wrk(leader.address, 64, 3, RANDOM_KEYS).rate)
+        for beside, rate in rates.items():
+            ratio = median(some / none for none, some in zip(rates["nobody"], rate, strict=True))
+            print(f"64 writers beside {beside}: {median(rate):,.0f} writes/s; ratio {ratio:.2f}", flush=True)
+        print(f"term {leader.status()['term']}")
+
+
+def _watching(server, prefix):
+    """A connection on which those changes are told from now on."""
+    host, port = server.address.split(":")
+    connection = socket.create_connection((host, int(port)), 30)
+    connection.sendall(f"GET /watch?prefix={prefix} HTTP/1.1\r\nHost: {server.address}\r\n\r\n".encode())
+    while not connection.recv(4096).endswith(b"\n\n"):
+        pass
+    return connection
+
+
+@contextmanager
+def _taken(streams):
+    """Whatever they are told is taken, and forgotten, as soon as it comes."""
+    stop, poll = threading.Event(), select.epoll()
+    for stream in streams:
+        poll.register(stream, select.EPOLLIN)
+    by_descriptor = {stream.fileno(): stream for stream in streams}
+
+    def take():
+        while not stop.is_set():
+            for descriptor, _ in poll.poll(0.1):
+                by_descriptor[descriptor].recv(1 << 20)
+    taker = threading.Thread(target=take)
+    taker.start()
+    yield
+    stop.set()
+    taker.join()
+    poll.close()
+
+
 def partition(directory):
     gaps = []
     with Network() as network, Cluster(directory, 3, network) as cluster:
@@ -404,7 +466,7 @@ def _cpu_seconds(server):
 
 
 MEASURES = {measure.__name__: measure for measure in (failover, partition, restart, bounded, memory, flat, beside, batches, expiry, prefix,
-                                                 load, join, idle)}
+                                                 watch, load, join, idle)}
 
 
 def main():

@@ -118,7 +118,7 @@ class Machine:
         self.commands, self.batches, self.closed, self.chunks = [], [], False, 0
         self.ready, self.reached = threading.Event(), threading.Event()
         self.failure = self._incoming = None
-        self.foresees = False
+        self.foresees = self.is_awaited = False
         self.ready.set()
 
     steps = 0
@@ -483,6 +483,24 @@ def test_foreseen_writes_are_applied_soon_although_nobody_waits():
     with foreseeing() as (nodes, leader, _):
         leader.propose(b"a", 5)
         assert nodes.commands_everywhere() == [b"a"]
+
+
+def test_a_foreseen_write_that_comes_alone_is_applied_at_once():
+    """The pause is one between batches."""
+    with foreseeing(1, pause=2.0) as (_, leader, machine):
+        leader.propose(b"a", 5)
+        wait_until(lambda: machine.commands == [b"a"], "it is applied when others may have come", 5)
+        holds_for(2.0, lambda: machine.commands == [b"a"], "it stays alone")
+        leader.propose(b"b", 5)
+        wait_until(lambda: machine.commands == [b"a", b"b"], "no others have come before", 1.5)
+
+
+def test_foreseen_writes_are_applied_sooner_if_somebody_waits_for_changes():
+    with foreseeing(1, pause=1000.0) as (_, leader, machine):
+        machine.is_awaited = True
+        for command in (b"a", b"b"):
+            leader.propose(command, 5)
+            wait_until(lambda last=command: machine.commands[-1:] == [last], "somebody does", 5)
 
 
 def test_what_the_state_machine_does_not_want_together_it_gets_one_after_the_other():

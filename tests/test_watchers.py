@@ -318,6 +318,22 @@ def test_it_rests_four_times_as_long_as_it_works(store, watchers, monkeypatch):
     assert rests and min(rests) > 3.5, rests
 
 
+def test_the_state_knows_whether_somebody_waits_for_changes(store, watchers):
+    store.subscribe(lambda: None)
+    assert not store.is_awaited
+    for somebody in (lambda: Client(watchers, store=store), lambda: Waiting(watchers, "a", 0).client):
+        watcher = somebody()
+        eventually(lambda: store.is_awaited)
+        watcher.close()
+        eventually(lambda: not store.is_awaited)
+    waits = threading.Thread(target=store.wait_for_change, args=("a", 0, DEADLINE_SECONDS))
+    waits.start()
+    eventually(lambda: store.is_awaited)
+    apply(store, Set("a", b"1"))
+    waits.join()
+    assert not store.is_awaited
+
+
 # Reads that wait
 
 

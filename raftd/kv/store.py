@@ -59,7 +59,7 @@ class KeyValueStore:
         self._sync_failed = False  # see _write_anew
         self._durable_index = 0
         self.clock = Clock()
-        self._limits, self._subscribers = limits, []
+        self._limits, self._subscribers = limits, []  # (what is called, whether it waits)
         self.steps = 0
         try:
             with storage_errors(self._path, damage=DamagedFiles):
@@ -83,9 +83,15 @@ class KeyValueStore:
         """When, by the clock, the next key expires; None if none will."""
         return self._known.next_deadline
 
-    def subscribe(self, applied):
-        """Call *applied* whenever the state has changed, in the applier's thread: it must be quick, and raise nothing."""
-        self._subscribers.append(applied)
+    def subscribe(self, applied, waits=lambda: False):
+        """Call *applied* whenever the state has changed, in the applier's thread: it must be quick, and raise nothing. *waits* says
+        whether somebody waits for that."""
+        self._subscribers.append((applied, waits))
+
+    @property
+    def is_awaited(self):
+        """True if somebody waits for changes: then ``apply`` should not be put off for long."""
+        return any([waits() for _, waits in list(self._subscribers)])
 
     def wait_for_more(self, position, seconds):
         """Wait, in the thread that calls, until there is a state after the change *position* (``change_id``); False after so many
@@ -98,7 +104,8 @@ class KeyValueStore:
 
     def _wait_until(self, truth, seconds):
         changed, deadline = threading.Event(), time.monotonic() + seconds
-        self.subscribe(changed.set)
+        subscriber = changed.set, lambda: True
+        self.subscribe(*subscriber)
         try:
             while not truth():
                 if self._closed or not changed.wait(max(0, deadline - time.monotonic())):
@@ -106,7 +113,7 @@ class KeyValueStore:
                 changed.clear()
             return True
         finally:
-            self._subscribers.remove(changed.set)
+            self._subscribers.remove(subscriber)
 
     @property
     def durable_index(self):
@@ -304,7 +311,7 @@ class KeyValueStore:
         self._tell_subscribers()
 
     def _tell_subscribers(self):
-        for applied in list(self._subscribers):
+        for applied, _ in list(self._subscribers):
             applied()
 
     @contextmanager

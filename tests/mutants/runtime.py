@@ -213,6 +213,25 @@ RUNTIME = (
         [Edit(NODE, "return bool(self._applied_waiters) or raft.commit_index", "return raft.commit_index")],
         [TESTS + "test_foreseen_writes_that_nobody_reads_are_applied_together"]),
     Mutant(
+        "lone-write-waits-for-others",
+        "A write that comes after a long silence is applied, and told to who watches, only after a pause.",
+        "etcd: who watches is told within milliseconds",
+        [Edit(NODE, "            self._apply_at = due if has_work else math.inf\n", """
+            self._apply_at = due if has_work else math.inf
+            if not has_work:
+                ended = math.inf
+            elif ended == math.inf:
+                ended = now
+                continue
+""".removeprefix("\n"))],
+        [TESTS + "test_a_foreseen_write_that_comes_alone_is_applied_at_once"]),
+    Mutant(
+        "who-waits-for-changes-is-unknown",
+        "What somebody watches is applied as seldom as what nobody does.",
+        "etcd: who watches is told within milliseconds",
+        [Edit(NODE, "(AWAITED_PAUSE_SECONDS if self._state_machine.is_awaited else APPLY_PAUSE_SECONDS)", "APPLY_PAUSE_SECONDS")],
+        [TESTS + "test_foreseen_writes_are_applied_sooner_if_somebody_waits_for_changes"]),
+    Mutant(
         "committed-entries-pile-up",
         "Entries that nobody reads are applied for their age only, however many they become.",
         "memory that grows with the load",

@@ -12,6 +12,11 @@ HISTORIES = "watch histories: etcd, Jepsen 2020"
 
 WATCHING = (
     Mutant(
+        "watchers-wait-unseen",
+        "The state does not know that somebody watches, and lets them wait.", "etcd: who watches is told within milliseconds",
+        [Edit(WATCHERS, "state.subscribe(self._applied, lambda: bool(self._watching or self._waiting))", "state.subscribe(self._applied)")],
+        [TESTS + "test_the_state_knows_whether_somebody_waits_for_changes"]),
+    Mutant(
         "watcher-loses-what-is-pending",
         "Who has not taken all yet is told the next changes in place of the rest.", HISTORIES,
         [Edit(WATCHERS, "if watcher.position == before and not watcher.pending and watcher.last_words is None:",
