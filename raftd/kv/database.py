@@ -56,7 +56,7 @@ _COUNTS = ("kv NOT INDEXED", "changes WHERE id > history_start", "requests NOT I
            "kv INDEXED BY expiring WHERE expires_at > 0")
 _ROW_BYTES = 100  # what a row costs besides its value
 _WRITER_CACHE_KIB, _READER_CACHE_KIB = 16 << 10, 2 << 10
-_WAL_KEPT_BYTES = 64 << 20  # what a reset WAL may keep of the disk; it grows beyond only while a long reader holds it
+WAL_BYTES = 64 << 20  # what a reset WAL may keep of the disk
 _WRITER_WAITS_SECONDS, _READER_WAITS_SECONDS = 0.05, 5.0
 
 _POSITION, _TOTALS = struct.Struct(">qqq"), struct.Struct(">7q")
@@ -258,7 +258,7 @@ def open_writer(path):
         if modes != ["wal", 1]:
             raise StorageFailed(f"{path}: SQLite cannot keep a write-ahead log here (journal_mode and synchronous are {modes})")
         connection.execute("PRAGMA wal_autocheckpoint = 0")
-        connection.execute(f"PRAGMA journal_size_limit = {_WAL_KEPT_BYTES}")
+        connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES}")
         connection.execute("PRAGMA secure_delete = OFF")  # else the pages of a replaced value are written once more, as zeros
         connection.execute(f"PRAGMA cache_size = -{_WRITER_CACHE_KIB}")
     except BaseException:

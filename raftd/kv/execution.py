@@ -397,6 +397,7 @@ class Batch:
         checksum_of = head_checksum
         rows = [(key, id, created_index, version, expires_at, checksum_of(key, id, created_index, version, expires_at))
                 for key, head in self._dirty.items() if head is not None for id, created_index, version, expires_at in (head,)]
+        rows.sort()  # each page of the table is needed once
         removed = [key for key, head in self._dirty.items() if head is None] if len(rows) < len(self._dirty) else []
         self._dirty.clear()
         execute_rows(self._cursor, "REPLACE INTO kv", rows)

@@ -20,6 +20,7 @@ from raftd.errors import REPLACE_NODE, DamagedFiles, StartupError, Stopping, Sto
 from raftd.kv import database, execution, queries
 from raftd.kv.clock import Clock
 from raftd.kv.commands import Changes, Get, HasChanged, List
+from raftd.kv.database import WAL_BYTES
 from raftd.kv.encoding import decode, foresee, how_many
 from raftd.kv.readers import Readers
 from raftd.kv.snapshot import BadSnapshot, Incoming, Snapshot, copy
@@ -27,7 +28,8 @@ from raftd.sqlitefile import check_is_still, file_id, present, storage_errors
 
 log = logging.getLogger(__name__)
 
-# The WAL is moved into the file after this much was applied, so that it stays small whenever the caller asks for a checkpoint.
+# The WAL is moved into the file after this much was applied, or when it has ``WAL_BYTES``, so that it stays small whenever the caller
+# asks for a checkpoint.
 _CHECKPOINT_COMMANDS = 4096
 _CHECKPOINT_BYTES = 16 << 20
 _INSTRUCTIONS_PER_STEP = 100_000  # of SQLite
@@ -183,9 +185,12 @@ class KeyValueStore:
             self._reopen()
             if self._sync_failed:
                 self._write_anew()
-            elif self._checkpoint("RESTART")[0]:
+                return self._durable_index
+            all_moved, reset = self._checkpoint("RESTART")
+            if all_moved:
                 self._durable_index = self._position.index
-        self._commands_in_wal = self._bytes_in_wal = 0
+            self._commands_in_wal = self._bytes_in_wal = 0
+            self._held_wal_bytes = 0 if reset else self._wal_bytes()  # by a long reader
         return self._durable_index
 
     def snapshot(self, go_on=lambda: None):
@@ -290,7 +295,7 @@ class KeyValueStore:
         self._known = known
         self.clock.hear(known.totals.time)
         self._tell_subscribers()
-        self._commands_in_wal = self._bytes_in_wal = 0
+        self._commands_in_wal = self._bytes_in_wal = self._held_wal_bytes = 0
         if all_moved and not self._sync_failed:
             self._durable_index = self._position.index
 
@@ -333,8 +338,12 @@ class KeyValueStore:
     def _prepare_to_write(self):
         self._reopen()
         check_is_still(self._readers.file_id, self._path)  # SQLite would go on writing into a file without a name
-        if self._commands_in_wal >= _CHECKPOINT_COMMANDS or self._bytes_in_wal >= _CHECKPOINT_BYTES:
+        if self._commands_in_wal >= _CHECKPOINT_COMMANDS or self._bytes_in_wal >= _CHECKPOINT_BYTES \
+                or self._wal_bytes() > self._held_wal_bytes + WAL_BYTES:
             self.checkpoint()
+
+    def _wal_bytes(self):
+        return os.path.getsize(f"{self._path}-wal")
 
     @contextmanager
     def _transaction(self):

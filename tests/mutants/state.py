@@ -229,8 +229,26 @@ STATE = (
         "half-a-checkpoint-counts",
         "A checkpoint that a reader has held up counts for all that was applied.",
         "SQLite's documentation of wal_checkpoint",
-        [Edit(STORE, 'elif self._checkpoint("RESTART")[0]:', 'elif self._checkpoint("RESTART"):')],
+        [Edit(STORE, "            if all_moved:\n                self", "            if True:\n                self")],
         [TESTS + "test_what_a_long_reader_holds_back_is_not_durable"]),
+    Mutant(
+        "wal-grows-with-transactions",
+        "The WAL is moved into the file after so many commands, whatever those have changed.",
+        "a disk that fills up",
+        [Edit(STORE, "or self._wal_bytes() > self._held_wal_bytes + WAL_BYTES:", "or False:")],
+        [TESTS + "test_a_few_commands_that_change_many_pages_do_not_let_the_wal_grow"]),
+    Mutant(
+        "held-wal-tried-each-time",
+        "While a long reader holds a large WAL, each batch waits for it in vain.",
+        "SQLite's documentation of wal_checkpoint",
+        [Edit(STORE, "0 if reset else self._wal_bytes()", "0")],
+        [TESTS + "test_a_few_commands_that_change_many_pages_do_not_let_the_wal_grow"]),
+    Mutant(
+        "patience-never-ends",
+        "Once a long reader has held the WAL it may stay as large as it was.",
+        "a disk that fills up",
+        [Edit(STORE, "0 if reset else self._wal_bytes()", "self._wal_bytes()")],
+        [TESTS + "test_a_few_commands_that_change_many_pages_do_not_let_the_wal_grow"]),
     Mutant(
         "failed-sync-believed-at-the-second-try",
         "After a sync of the state failed, the next one is believed.",
