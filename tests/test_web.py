@@ -29,7 +29,7 @@ class StubState:
 
     def __init__(self, node):
         self.clock, self.position = SimpleNamespace(lead=lambda term: 1000 + term), SimpleNamespace(index=1040)
-        self.read, self.subscribe = node.look_up, lambda applied: None
+        self.read, self.subscribe = node.look_up, lambda applied, waits: None
 
 
 class StubNode:

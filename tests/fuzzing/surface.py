@@ -52,7 +52,7 @@ class NotingNode:
     name, address = "n1", "localhost:4001"
     settings = Settings(max_value_bytes=1000)
     is_installing = False
-    state_machine = SimpleNamespace(clock=Clock(), subscribe=lambda applied: None)
+    state_machine = SimpleNamespace(clock=Clock(), subscribe=lambda applied, waits: None)
 
     def __init__(self):
         self.marks, self.admitted, self.failure, self.kind, self.found = 0, 0, None, "written", Found(b"bar", 41, 1040)
