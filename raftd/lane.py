@@ -190,7 +190,7 @@ class Lane:
         return command in (_READS if level else _ALL) and len(key) <= MAX_KEY_BYTES
 
     def _is_plain(self, headers, length):
-        return length <= self._most_bytes and _UNUSUAL.isdisjoint(headers) and "json" not in headers.get("ACCEPT", "") \
+        return length <= self._most_bytes and _UNUSUAL.isdisjoint(headers) and "json" not in headers.get("ACCEPT", "").lower() \
             and headers.get("CONNECTION", "keep-alive").lower() == "keep-alive"
 
     def _begin(self, channel, method, key, level, body, idempotency_key):

@@ -14,9 +14,8 @@ storage        ``load()``, ``save(unsaved)``, ``reopen()``, ``lost(index, term)`
 transport      ``connection(link)``, whose ``call(member, request, configuration_index)``, ``post(..., done)``, ``abort()``,
                ``interrupt()`` and ``close()`` reach a peer, ``identify(address)`` and ``refuses(address)``: see
                ``raftd.transport.Transport``
-state machine  ``position``, ``steps``, ``foresee``, ``reads``, ``apply``, ``read``, ``checkpoint``, ``snapshot``, ``receive``, ``install``,
-               ``close``:
-               see ``raftd.kv.KeyValueStore``
+state machine  ``position``, ``steps``, ``is_awaited``, ``foresee``, ``how_many``, ``apply``, ``read``, ``checkpoint``, ``snapshot``,
+               ``receive``, ``install``, ``close``: see ``raftd.kv.KeyValueStore``
 """
 
 import logging
@@ -547,7 +546,8 @@ class Node:
     @property
     def _has_what_it_answered(self):
         """True if a stale read need not wait; also if it might wait for long. Needs no lock: each is one value."""
-        return self._answered_index <= self._raft.last_applied or bool(self._raft.withdrawn) or bool(self._silent)
+        raft = self._raft
+        return self._answered_index <= raft.last_applied or bool(raft.withdrawn or self._silent or raft.disk_stalled_seconds)
 
     def look_up(self, query):
         """``read`` in the state as it is, whatever has been written: for who knows that it is new enough."""
@@ -601,8 +601,12 @@ class Node:
             future.result(max(0, deadline - time.monotonic()))
         except TimeoutError:
             with self._lock:
-                self._applied_waiters = [waiter for waiter in self._applied_waiters if waiter[1] is not future]
+                self._give_up_locked(future)
                 raise NoQuorum(f"entry {index} was not applied here in time; this node stands at {self._raft.last_applied}") from None
+
+    def _give_up_locked(self, future):
+        """Nobody waits any more for an entry to be applied."""
+        self._applied_waiters = [waiter for waiter in self._applied_waiters if waiter[1] is not future]
 
     def _check_running_locked(self, silent_too=True):
         if self._stopping.is_set():
@@ -632,19 +636,20 @@ class Node:
         return self._state_machine
 
     def term_in_charge(self, timeout):
-        """The term in which this node leads, once all that was written in earlier ones is applied here; 0 if it does not lead.
+        """(the term in which this node leads, once all that was written in earlier ones is applied here; 0 if it does not lead; what is
+        left of *timeout* seconds).
 
-        Raises NoQuorum when that takes longer than *timeout* seconds, StorageFailed, Stopping.
+        Raises NoQuorum when that takes longer than *timeout*, StorageFailed, Stopping.
         """
-        raft = self._raft
+        raft, deadline = self._raft, time.monotonic() + timeout
         term = raft.term
         if not self._in_charge(raft):  # without the lock: what has been applied stays so
             with self._lock:
                 if not self._raft.is_leader:
-                    return 0
+                    return 0, timeout
                 term, first_index = self._raft.term, self._raft.role.first_index
-            self._wait_until_applied(first_index, time.monotonic() + timeout)
-        return term
+            self._wait_until_applied(first_index, deadline)
+        return term, max(0.0, deadline - time.monotonic())
 
     @staticmethod
     def _in_charge(raft):
@@ -723,6 +728,7 @@ class Node:
         wait([applied], STATUS_SECONDS)
         members = self.members()
         with self._lock:
+            self._give_up_locked(applied)
             raft = self._raft
             return {
                 "name": self.name, "address": self.address, "cluster": self.cluster, "role": self._role_name_locked(),
@@ -1386,6 +1392,7 @@ class Node:
                 self._raft = self._restore(saved)
                 self._silent = self._catch_up_to = None
                 self._seen_commit, self._unapplied_bytes = self._raft.commit_index, 0
+                self._answered_index = min(self._answered_index, self._raft.commit_index)  # of the rest only others know now
                 self._settle_locked()
                 for link in self._all_links_locked():
                     link.wake.notify()

@@ -446,7 +446,7 @@ def test_a_write_has_no_level(node, port, method):
     assert (status_of(answer), header(answer, "X-Raft-Error"), node.calls) == (400, "bad_request", [])
 
 
-UNUSUAL = ['If-Match: "41"', "If-None-Match: *", "Accept: application/json",
+UNUSUAL = ['If-Match: "41"', "If-None-Match: *", "Accept: application/json", "Accept: application/JSON",
            "Idempotency-Key: a, b", "Idempotency-Key:", "Idempotency-Key: \xfc", f"Idempotency-Key: {'x' * 256}",
            "Idempotency-Key: k\r\nidempotency-key: l", "Idempotency-Key: k\r\nIf-Match: *",
            "Accept: text/plain;q=0.5, application/problem+json", "X-Raft-Fence: a=7"]

@@ -39,7 +39,7 @@ class StubNode:
     settings = Settings(max_value_bytes=LIMIT)
 
     def term_in_charge(self, timeout):
-        return 7
+        return 7, timeout / 2
 
     def __init__(self):
         self.state_machine = StubState(self)

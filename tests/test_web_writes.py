@@ -39,6 +39,14 @@ def test_an_idempotency_key_goes_with_the_command(client, node, key):
     assert proposed(node) == Request(Set("foo", b"bar"), 0, key)
 
 
+@pytest.mark.parametrize("letter", ["à", "Å", "Š", "\x1c", "\x85", "\xa0"])
+def test_what_python_takes_for_a_space_is_a_part_of_an_idempotency_key(client, node, letter):
+    key = f"k{letter}".encode().decode("latin-1")
+    client.post("/db/foo", data=b"bar", headers={"Idempotency-Key": key})
+    client.post("/db/foo", data=b"bar", headers={"Idempotency-Key": f" {key}\t"})
+    assert [command.key for _, command, _ in node.calls] == [key, key]
+
+
 @pytest.mark.parametrize(("method", "path", "data", "command"), [
     ("DELETE", "/db/foo", b"", Delete("foo")),
     ("DELETE", "/db/?prefix=foo", b"", DeletePrefix("foo")),
@@ -115,6 +123,13 @@ def test_a_fence_that_does_not_hold_answers_412(client, node, index, says):
 def test_a_time_to_live_goes_with_the_time_of_the_leader(client, node, text, ttl):
     assert client.put(f"/db/foo?ttl={text}", data=b"bar", headers={"If-None-Match": "*"}).status_code == 200
     assert proposed(node) == Request(Set("foo", b"bar", Conditions(None, "*"), ttl), TIME)
+
+
+def test_to_wait_for_the_time_of_the_leader_is_a_part_of_the_timeout(client, node):
+    """The stub waits half of it."""
+    client.put("/db/foo?ttl=30s&timeout=4s")
+    client.put("/db/foo?timeout=4s")
+    assert [timeout for _, _, timeout in node.calls] == [2.0, 4.0]
 
 
 @pytest.mark.parametrize("text", ["", "0s", "0.1ms", "5", "s", "-1s", "1d", "1e3s", "100000h", "inf", "nan", "٣s", "1s&ttl=1s"])
@@ -270,7 +285,16 @@ def test_the_results_are_of_the_list_that_was_done(client, node):
     answer = txn(client, if_=[{"key": "a", "exists": True}], then=[{"delete": "a"}, {"get": "a"}], else_=[{"set": "e", "value": ""}])
     assert answer.json == {"succeeded": False, "index": 41, "results": [{"set": "e", "index": 41}]}
     assert (answer.headers["X-Raft-Index"], answer.headers["Idempotent-Replay"]) == ("1041", "true")
-    assert proposed(node) == Transaction((If("a", "exists", True),), (Delete("a"), Get("a")), (Set("e", b""),))
+    assert proposed(node).command == Transaction((If("a", "exists", True),), (Delete("a"), Get("a")), (Set("e", b""),))
+
+
+@pytest.mark.parametrize(("operation", "time"), [
+    ({"get": "a"}, TIME), ({"set": "a", "value": "", "ttl": "30s"}, TIME), ({"set": "a", "value": ""}, 0), ({"delete": "a"}, 0)])
+def test_a_transaction_that_tells_when_a_key_expires_goes_with_the_time_of_the_leader(client, node, operation, time):
+    node.outcome = Outcome("transacted", 41, (True, (Found(None, 0, 41),)))
+    for how in ({"then": [{"get": "b"}], "else": []}, {"then": [operation]}, {"else": [operation]}):
+        client.post("/txn", json=how)
+    assert [getattr(command, "time", 0) for _, command, _ in node.calls] == [TIME, time, time]
 
 
 def test_a_transaction_that_would_answer_too_much_is_413(client, node):
@@ -304,7 +328,8 @@ def test_a_transaction_says_its_conditions_in_its_body(client, node, header):
     b'{"if": [{"key": "a", "index": 1, "exists": true}], "then": [{"get": "a"}]}',
     b'{"if": [{"key": "a", "version": 1}], "then": [{"get": "a"}]}',
     b'{"if": [["a"]], "then": [{"get": "a"}]}', b'{"if": [{"key": ["a"], "exists": true}], "then": [{"get": "a"}]}',
-    b'[' * 60_000,
+    b'[' * 60_000, '{"then": [{"set": "a", "value": "\u20ac"}]}'.encode("utf-16"), b'\xef\xbb\xbf{"then": [{"delete": "a"}]}',
+    b'{"then": [{"set": "a", "value": "\xff"}]}',
 ])
 def test_a_transaction_that_is_not_understood_is_refused(client, node, body):
     assert_refused(client.post("/txn", data=body), node)

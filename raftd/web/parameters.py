@@ -93,7 +93,7 @@ def json_of_body(**types):
 def json_object(data):
     """The JSON object in *data*; ``{}`` for no bytes at all."""
     try:
-        members = json.loads(data) if data.strip() else {}
+        members = json.loads(data.decode()) if data.strip() else {}
     except (ValueError, RecursionError):
         raise BadRequest("the body is not JSON") from None
     if not isinstance(members, dict):
@@ -266,9 +266,12 @@ def no_conditions():
 def idempotency_key():
     """The key under which this request may be sent again; "" if it has none."""
     key = request.headers.get("Idempotency-Key")
-    if key is not None and not 1 <= len(key.strip()) <= MAX_IDEMPOTENCY_KEY:
+    if key is None:
+        return ""
+    key = key.strip(" \t")  # of HTTP; more of what Python takes for a space may be a part of a letter in UTF-8
+    if not 1 <= len(key) <= MAX_IDEMPOTENCY_KEY:
         raise BadRequest(f"Idempotency-Key is 1 to {MAX_IDEMPOTENCY_KEY} characters")
-    return (key or "").strip()
+    return key
 
 
 _FENCE = re.compile(r"([\x21-\x7e]+)=([1-9][0-9]{0,17})")

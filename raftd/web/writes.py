@@ -1,7 +1,7 @@
 """What every write has in common: the headers that may come with it, and what is answered. Must not know what paths there are."""
 
 from raftd.errors import IdempotencyMismatch, NotFound, PreconditionFailed, TooLarge
-from raftd.kv import Request, Set, Touch, Transaction, encode
+from raftd.kv import Get, Request, Set, Touch, Transaction, encode
 from raftd.web.answers import done_answer, error_answer, json_answer, json_text_answer, transacted_body
 from raftd.web.current import current_node
 from raftd.web.parameters import fence, idempotency_key, query
@@ -14,7 +14,8 @@ def how_to_write(**more):
 
 def write(command, timeout):
     """Replicate *command* with what the headers of the request say of it; the answer."""
-    applied = current_node().propose(encode(_as_asked(command, timeout)), timeout)
+    command_as_asked, timeout = _as_asked(command, timeout)
+    applied = current_node().propose(encode(command_as_asked), timeout)
     answer = _outcome_answer(command, applied)
     answer.headers.update(replay_fields(applied.result))
     return answer
@@ -26,14 +27,14 @@ def replay_fields(outcome):
 
 
 def _as_asked(command, timeout):
-    """*command*, and what came with it, if anything did. What has a time to live needs the time of the leader, who must have heard what
-    those before it have said."""
-    node, key, held = current_node(), idempotency_key(), fence()
+    """*command*, and what came with it, if anything did, and what is left of *timeout*. What sets, or tells, a time to live needs the time
+    of the leader, who must have heard what those before it have said."""
+    node, key, held, time = current_node(), idempotency_key(), fence(), 0
     parts = command.then + command.otherwise if isinstance(command, Transaction) else (command,)
-    lasts = any(isinstance(part, (Set, Touch)) and part.ttl for part in parts)
-    if not key and not held and not lasts:
-        return command
-    return Request(command, node.state_machine.clock.lead(node.term_in_charge(timeout)) if lasts else 0, key, held)
+    if any(isinstance(part, Get) or isinstance(part, (Set, Touch)) and part.ttl for part in parts):
+        term, timeout = node.term_in_charge(timeout)
+        time = node.state_machine.clock.lead(term)
+    return Request(command, time, key, held) if time or key or held else command, timeout
 
 
 def _outcome_answer(command, applied):

@@ -58,7 +58,7 @@ class NotingNode:
         self.marks, self.admitted, self.failure, self.kind, self.found = 0, 0, None, "written", Found(b"bar", 41, 1040)
 
     def term_in_charge(self, timeout):
-        return 7
+        return 7, timeout
 
     def _change(self):
         if self.failure:

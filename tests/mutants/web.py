@@ -37,6 +37,31 @@ WEB = (
         [Edit(LANE, '"EXPECT", "IF_MATCH", "IF_NONE_MATCH",', '"EXPECT",')],
         [LANE_TESTS + "test_a_request_with_an_unusual_header_goes_to_flask"]),
     Mutant(
+        "key-ends-within-a-letter",
+        "The end of an idempotency key is cut off where a byte of a letter looks like a space: two keys become one.", "the contract",
+        [Edit("web/parameters.py", 'key = key.strip(" \\t")', "key = key.strip()")],
+        ["tests/test_web_writes.py::test_what_python_takes_for_a_space_is_a_part_of_an_idempotency_key"]),
+    Mutant(
+        "time-is-given-twice",
+        "A write with a time to live may take twice its timeout.", "the contract",
+        [Edit("web/writes.py", "term, timeout = node.term_in_charge", "term, _ = node.term_in_charge")],
+        ["tests/test_web_writes.py::test_to_wait_for_the_time_of_the_leader_is_a_part_of_the_timeout"]),
+    Mutant(
+        "transaction-reads-an-old-time",
+        "A transaction tells how long a key has left from when the state was told the time last.", "the contract",
+        [Edit("web/writes.py", "isinstance(part, Get) or isinstance", "isinstance")],
+        ["tests/test_web_writes.py::test_a_transaction_that_tells_when_a_key_expires_goes_with_the_time_of_the_leader"]),
+    Mutant(
+        "lane-looks-for-small-letters",
+        "Who wants JSON, in capitals, gets text from the lane.", "RFC 9110, 8.3.1",
+        [Edit(LANE, 'headers.get("ACCEPT", "").lower()', 'headers.get("ACCEPT", "")')],
+        [LANE_TESTS + "test_a_request_with_an_unusual_header_goes_to_flask"]),
+    Mutant(
+        "json-in-any-encoding",
+        "JSON may come in UTF-16, in which a value is larger than the body says.", "RFC 8259, 8.1",
+        [Edit("web/parameters.py", "json.loads(data.decode())", "json.loads(data)")],
+        ["tests/test_web_writes.py::test_a_transaction_that_is_not_understood_is_refused"]),
+    Mutant(
         "lane-forgets-the-idempotency-key",
         "A write with Idempotency-Key takes the fast way, which would apply it twice.",
         "FoundationDB, commit_unknown_result",
