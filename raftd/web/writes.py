@@ -14,8 +14,8 @@ def how_to_write(**more):
 
 def write(command, timeout):
     """Replicate *command* with what the headers of the request say of it; the answer."""
-    command_as_asked, timeout = _as_asked(command, timeout)
-    applied = current_node().propose(encode(command_as_asked), timeout)
+    asked, timeout = _as_asked(command, timeout)
+    applied = current_node().propose(encode(asked), timeout)
     answer = _outcome_answer(command, applied)
     answer.headers.update(replay_fields(applied.result))
     return answer

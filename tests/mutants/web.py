@@ -171,13 +171,13 @@ WEB = (
         "A condition is looked at when the write arrives, not when it is applied: two writers both win.",
         "compare-and-set; etcd 3-way races; Jepsen, passim",
         [Edit(WRITES, """
-    applied = current_node().propose(encode(_as_asked(command, timeout)), timeout)
+    asked, timeout = _as_asked(command, timeout)
 """, """
     from raftd.kv import Get
     if not command.conditions.hold(current_node().read(Get(command.key)).modified_index):
         raise PreconditionFailed("a condition does not hold")
     command = command._replace(conditions=type(command.conditions)())
-    applied = current_node().propose(encode(_as_asked(command, timeout)), timeout)
+    asked, timeout = _as_asked(command, timeout)
 """)],
         [TESTS + "test_conditions_reach_the_command"]),
     Mutant(
@@ -226,7 +226,7 @@ WEB = (
         "idempotency-key-forgotten",
         "Idempotency-Key is taken without a word, and not kept: a retry is applied twice.",
         "FoundationDB, commit_unknown_result",
-        [Edit(WRITES, "node, key, held = current_node(), idempotency_key(), fence()", 'node, key, held = current_node(), "", fence()')],
+        [Edit(WRITES, "current_node(), idempotency_key(), fence(), 0", 'current_node(), "", fence(), 0')],
         [WRITES_TESTS + "test_an_idempotency_key_goes_with_the_command"]),
     Mutant(
         "delete-of-nothing-is-200",
