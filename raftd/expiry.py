@@ -16,9 +16,9 @@ log = logging.getLogger(__name__)
 GROUP_SECONDS = 0.05  # keys that expire within this time go with one entry
 RETRY_SECONDS = 0.1
 PROPOSE_SECONDS = 5.0
-# While keys wait for their time, the state is told what time it is, so that it is not much earlier again after a restart of all servers:
-# whenever a tenth of what the next one has left is over, within these limits.
-TOLD_SHARE, LEAST_TOLD_SECONDS, MOST_TOLD_SECONDS = 0.1, 1.0, 60.0
+# While keys wait for their time, the state is told what time it is, so that it is not much earlier again after a restart of all servers,
+# or of who leads next: whenever a tenth of what the next one has left is over, within these limits.
+TOLD_SHARE, LEAST_TOLD_SECONDS, MOST_TOLD_SECONDS = 0.1, 1.0, 10.0
 
 
 class Expiry:

@@ -28,6 +28,7 @@ STALL_SECONDS = 10.0  # without a byte taken, and one who watches is too slow
 FAREWELL_SECONDS = 10.0  # without a byte taken, and one who is dropped does not hear that it is
 AT_WORK_SECONDS = 0.05  # of telling, before it rests
 REST, MOST_REST_SECONDS = 4, 0.2  # so many times as long as it was at work, it rests, or so long
+LATE_CHANGES = 20_000  # have not been told to somebody who has kept up so far: no time to rest, or they will be history no more
 RETRY_SECONDS = 1.0  # when the state cannot be read
 
 
@@ -39,6 +40,7 @@ class Watcher:
         self.position = stream.position
         self.pending = memoryview(head + beginning(self.position))  # may be of the same bytes as that of others
         self.last_words = None  # that come after what is pending, and then nothing
+        self.has_kept_up = False  # it was told everything, once
         self.moved = time.monotonic()  # when bytes were last taken, or all had been
 
 
@@ -159,7 +161,7 @@ class Watchers:
         if now >= self._rest_until and self._has_more():
             self._tell()
             ended = time.monotonic()
-            self._rest_until = max(self._rest_until, ended + min(REST * (ended - now), MOST_REST_SECONDS))
+            self._rest_until = max(self._rest_until, ended + (0 if self._is_late() else min(REST * (ended - now), MOST_REST_SECONDS)))
         if now >= self._next_look:
             self._look_at_all(now)
         while self._deadlines and self._deadlines[0][0] <= now:
@@ -176,6 +178,16 @@ class Watchers:
     def _has_more(self):
         """True if somebody may not have been told everything."""
         return bool(self._watching or self._waiting) and (self._told < change_id(self._state.position.index) or self._is_behind)
+
+    def _is_late(self):
+        """Who asks for what is long past has to wait for it, and makes nobody hurry."""
+        slowest = self._told
+        for watcher in self._watching.values():
+            if watcher.position >= self._told:
+                watcher.has_kept_up = True
+            elif watcher.has_kept_up and self._could_be_told(watcher):
+                slowest = min(slowest, watcher.position)
+        return self._state.changes_after(slowest) > LATE_CHANGES
 
     def _begin(self, new):
         if not self._watching and not self._waiting:
@@ -235,11 +247,13 @@ class Watchers:
                 self._release(parked)
             return
         self._told = changes[-1].id if changes else max(before, change_id(position))
-        texts = {}  # (prefix, keys_only) -> what those are told
+        texts, until = {}, time.monotonic() + AT_WORK_SECONDS  # (prefix, keys_only) -> what those are told
         for watcher in list(self._watching.values()):
             if watcher.position == before and not watcher.pending and watcher.last_words is None:
                 wanted = watcher.stream.prefix, watcher.stream.keys_only
                 if wanted not in texts:
+                    if texts and time.monotonic() >= until:
+                        continue  # from now on it is one of those behind
                     texts[wanted] = events(changes, *wanted)
                 watcher.position = self._told
                 self._say(watcher, texts[wanted])

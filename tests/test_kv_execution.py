@@ -4,7 +4,7 @@ from contextlib import closing
 
 import pytest
 
-from raftd.errors import HistoryGone
+from raftd.errors import HistoryGone, StorageFailed
 from raftd.kv import (
     MAX_RESULT_BYTES, Changes, Conditions, Delete, DeletePrefix, Expire, Fence, Found, Get, If, KeyValueStore, List, Outcome, Request, Set,
     Touch, Transaction, encode,
@@ -407,6 +407,35 @@ def test_a_history_is_read_piece_by_piece(store, apply):
     assert [change.value for change in store.read(Changes(1_000_000, 2)).changes] == [b"1", b"2"]
     assert store.read(Changes(5_000_000)) == ([], 5)
     assert store.read(Changes(7_000_000)) == ([], 5)
+
+
+def test_a_piece_of_a_history_is_not_much_larger_than_wanted(store, apply):
+    apply(*(Set("k", b"x" * 60) for _ in range(5)))
+    pieces, after = [], 0
+    while changes := store.read(Changes(after, 1000, 100)).changes:
+        pieces.append(len(changes))
+        after = changes[-1].id
+    assert pieces == [2, 2, 1]
+
+
+def test_a_history_tells_any_key_and_value(store, apply):
+    told = [("\0", b""), ('"', b"\0\xff"), ("ž\n\u2028\U0001f600", bytes(range(256))), ("\\", "€".encode())]
+    apply(*(Set(*key_and_value) for key_and_value in told))
+    assert [(change.key, change.value) for change in store.read(Changes(0)).changes] == told
+
+
+@pytest.mark.parametrize("damage", ["key = X'6bff'", "key = 'kk'", "value = X'30'", "kind = 2", "kind = 'put'", "previous_index = NULL",
+                                    "checksum = 7", "id = 2500000"])
+def test_a_history_with_damage_is_not_told(tmp_path, damage):
+    with closing(KeyValueStore(tmp_path)) as store:
+        store.apply([(index, encode(Set("k", b"%d" % index))) for index in (1, 2, 3)], 3, 1, b"")
+        store._writer.execute("PRAGMA writable_schema = 1")
+        store._writer.execute("UPDATE sqlite_schema SET sql = replace(sql, ' NOT NULL', '') WHERE name = 'changes'")
+        store._writer.execute("PRAGMA writable_schema = RESET")
+        store._writer.execute(f"UPDATE changes SET {damage} WHERE id = 2000000")
+        with pytest.raises(StorageFailed, match="damaged"):
+            store.read(Changes(0))
+        assert len(store.read(Changes(2_999_999)).changes) == 1
 
 
 @few

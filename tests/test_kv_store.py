@@ -1292,6 +1292,15 @@ def test_kill_9_at_every_step_of_an_install(leader, opened, tmp_path):
 # A disk that fails
 
 
+def test_the_time_goes_on_while_the_file_is_written_anew(store):
+    """What it says was told some time ago."""
+    apply(store, Request(Set("a", b"1", ttl=10_000), 5_000))
+    assert wait_until(lambda: store.clock.now() >= 5_050)
+    before = store.clock.now()
+    store._write_anew()
+    assert before <= store.clock.now() < before + 5_000 and store.time == 5_000
+
+
 def test_after_a_failed_sync_the_file_is_written_anew_before_anything_counts(store, tmp_path, monkeypatch):
     """The next sync would succeed without the data: the kernel has forgotten that it never reached the disk."""
     apply(store, Set("a", b"1"))

@@ -318,6 +318,46 @@ def test_it_rests_four_times_as_long_as_it_works(store, watchers, monkeypatch):
     assert rests and min(rests) > 3.5, rests
 
 
+def test_it_does_not_rest_while_who_has_kept_up_might_lose_the_history(store, watchers, monkeypatch):
+    """But who asks for what is long past has to wait for it."""
+    monkeypatch.setattr(module, "CHANGES_AT_ONCE", 10)
+    monkeypatch.setattr(module, "LATE_CHANGES", 50)
+    monkeypatch.setattr(module, "REST", 1e9)
+    client = Client(watchers, store=store)
+    apply(store, Set("a", b"0"))
+    client.hear(1)
+    began = time.monotonic()
+    apply(store, *[Set("a", b"%d" % number) for number in range(3000)])
+    client.hear(3001)
+    assert time.monotonic() - began < 300 * module.MOST_REST_SECONDS / 3
+    began, late = time.monotonic(), Client(watchers, since=0)
+    late.hear(1)
+    while time.monotonic() - began < 4 * module.MOST_REST_SECONDS:
+        late.hear(len(late.events) + 1)
+    assert len(late.events) <= 100
+    client.close()
+    late.close()
+
+
+def test_many_who_watch_different_keys_are_not_all_told_in_one_go(store, watchers, monkeypatch):
+    """Nor would be in memory together what they are told, however large it is."""
+    clients = [Client(watchers, store=store, prefix="a" * length) for length in range(1, 51)]
+    eventually(lambda: len(watchers._watching) == 50)
+    told, events = [], module.events
+
+    def slow(*what):
+        time.sleep(0.01)
+        told[-1] += 1
+        return events(*what)
+    tell = watchers._tell
+    monkeypatch.setattr(module, "events", slow)
+    monkeypatch.setattr(watchers, "_tell", lambda: told.append(0) or tell())
+    apply(store, Set("a" * 50, b"1"))
+    for client in clients:
+        assert short(client.hear(1)) == [("1", "put", "a" * 50, "1")]
+    assert len(told) >= 3 and max(told) < 20, told
+
+
 def test_the_state_knows_whether_somebody_waits_for_changes(store, watchers):
     store.subscribe(lambda: None)
     assert not store.is_awaited

@@ -4,6 +4,7 @@ Must not know: files, threads. A query that needs more than one SELECT makes the
 moment. All raise StorageFailed if something is not as it was written; *path* is named in that.
 """
 
+import json
 from contextlib import contextmanager
 
 from raftd.errors import HistoryGone, StorageFailed
@@ -17,7 +18,18 @@ MAX_LOOKED_AT = 10_000  # changes, for one key
 # One SELECT sees one state: the row and the index are of the same moment.
 _KEY_AND_INDEX = f"SELECT applied_index, {database.HEAD}, kind, previous_index, changes.checksum, value FROM position" \
                  f" LEFT JOIN kv ON kv.key = ? {WITH_CHANGES}"
-_HISTORY = f"SELECT {database.CHANGE} FROM changes WHERE id > ? ORDER BY id LIMIT ?"
+# Each row that SQLite gives by itself costs a fight for Python's lock, of which others with much to do let go only every 5 ms. So the
+# changes come in one piece: first up to which there are so many, of so many bytes, then those.
+_LAST = """
+    SELECT max(id) FROM (
+        SELECT id, sum(size) OVER (ORDER BY id ROWS UNBOUNDED PRECEDING) - size AS before
+        FROM (SELECT id, length(value) AS size FROM changes WHERE id > ? ORDER BY id LIMIT ?)
+    ) WHERE before <= ?
+"""
+_CHANGES = """
+    SELECT json_group_array(json_array(id, kind, previous_index, checksum, hex(key), hex(value)))
+    FROM (SELECT * FROM changes WHERE id > ? AND id <= ? ORDER BY id)
+"""
 
 
 def find(connection, path, key, now):
@@ -54,20 +66,14 @@ def list_keys(connection, path, query, now):
 
 def history(connection, path, query):
     """The answer to the Changes *query*, as History. Raises HistoryGone, too."""
-    changes, size = [], 0
     with _one_moment(connection):
         applied_index = database.read_position(connection, path).index
         start = database.read_totals(connection, path).history_start
         if query.after < start:
             raise HistoryGone(index_of(start))
-        for row in connection.execute(_HISTORY, (query.after, query.limit)):
-            database.check_change(path, *row)
-            id, kind, previous_index, _, key, value = row
-            changes.append(Change(id, kind, previous_index, key, value))
-            size += len(value)
-            if size > query.most_bytes:
-                break
-    return History(changes, applied_index)
+        ((last,),) = connection.execute(_LAST, (query.after, query.limit, query.most_bytes)).fetchall()
+        ((text,),) = connection.execute(_CHANGES, (query.after, last)).fetchall()
+    return History([_change(path, *row) for row in json.loads(text)], applied_index)
 
 
 def has_changed(connection, path, query):
@@ -80,6 +86,12 @@ def has_changed(connection, path, query):
             return True
         keys = connection.execute("SELECT key FROM changes WHERE id > ? ORDER BY id LIMIT ?", (after, MAX_LOOKED_AT)).fetchall()
         return len(keys) == MAX_LOOKED_AT or (query.key,) in keys
+
+
+def _change(path, id, kind, previous_index, checksum, key_hex, value_hex):
+    key, value = bytes.fromhex(key_hex).decode(errors="replace"), bytes.fromhex(value_hex)
+    database.check_change(path, id, kind, previous_index, checksum, key, value)
+    return Change(id, kind, previous_index, key, value)
 
 
 @contextmanager

@@ -95,6 +95,11 @@ class KeyValueStore:
         """True if somebody waits for changes: then ``apply`` should not be put off for long."""
         return any([waits() for _, waits in list(self._subscribers)])
 
+    def changes_after(self, position):
+        """About how many changes of the history come after that one (``change_id``)."""
+        totals, newest = self._known.totals, database.change_id(self._position.index)
+        return totals.history_changes * (newest - position) // max(1, newest - totals.history_start)
+
     def wait_for_more(self, position, seconds):
         """Wait, in the thread that calls, until there is a state after the change *position* (``change_id``); False after so many
         *seconds* without."""
@@ -293,7 +298,7 @@ class KeyValueStore:
             raise
         self._writer = writer
         self._known = known
-        self.clock.hear(known.totals.time)
+        self.clock.hear(max(known.totals.time, self.clock.now()))  # it was told before the file was opened again, and time has passed
         self._tell_subscribers()
         self._commands_in_wal = self._bytes_in_wal = self._held_wal_bytes = 0
         if all_moved and not self._sync_failed:

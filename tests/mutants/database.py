@@ -274,8 +274,18 @@ DATABASE_BUGS = (
     Mutant(
         "first-change-of-an-entry-twice",
         "Who goes on in the middle of a transaction is told its last change again.", "watch histories: none twice",
-        [Edit(QUERIES, '{database.CHANGE} FROM changes WHERE id > ? ORDER BY', '{database.CHANGE} FROM changes WHERE id >= ? ORDER BY')],
+        [Edit(QUERIES, "WHERE id > ? AND id <= ? ORDER BY id", "WHERE id >= ? AND id <= ? ORDER BY id")],
         [TESTS + "test_a_history_is_read_piece_by_piece", SIMULATION]),
+    Mutant(
+        "damage-is-told",
+        "Who watches is told what a flipped bit has made of a change.", "a disk that lies",
+        [Edit(QUERIES, "    database.check_change(path, id, kind, previous_index, checksum, key, value)\n", "")],
+        [TESTS + "test_a_history_with_damage_is_not_told"]),
+    Mutant(
+        "pieces-without-a-bound",
+        "A piece of the history has a thousand values, however large they are.", "memory that grows with the data",
+        [Edit(QUERIES, ") WHERE before <= ?", ") WHERE before >= 0 * ?")],
+        [TESTS + "test_a_piece_of_a_history_is_not_much_larger_than_wanted"]),
     Mutant(
         "list-loses-a-key",
         "The next page of a list begins after its first key.", CONTRACT,

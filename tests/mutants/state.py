@@ -232,6 +232,12 @@ STATE = (
         [Edit(STORE, "            if all_moved:\n                self", "            if True:\n                self")],
         [TESTS + "test_what_a_long_reader_holds_back_is_not_durable"]),
     Mutant(
+        "time-goes-back",
+        "A server that opens its state again takes the time that it was told last for that of now: keys live longer.",
+        "leases: etcd, issue 9888",
+        [Edit(STORE, "self.clock.hear(max(known.totals.time, self.clock.now()))", "self.clock.hear(known.totals.time)")],
+        [TESTS + "test_the_time_goes_on_while_the_file_is_written_anew"]),
+    Mutant(
         "wal-grows-with-transactions",
         "The WAL is moved into the file after so many commands, whatever those have changed.",
         "a disk that fills up",

@@ -12,6 +12,21 @@ HISTORIES = "watch histories: etcd, Jepsen 2020"
 
 WATCHING = (
     Mutant(
+        "rests-while-the-history-goes",
+        "Who has kept up is told more slowly than data is loaded, until the history is gone.", HISTORIES,
+        [Edit(WATCHERS, "ended + (0 if self._is_late() else min(REST", "ended + (0 if False else min(REST")],
+        [TESTS + "test_it_does_not_rest_while_who_has_kept_up_might_lose_the_history"]),
+    Mutant(
+        "no-rest-for-who-asks-for-the-past",
+        "Who asks for all that was written gets all of a processor for that.", "writes and peers are left undisturbed",
+        [Edit(WATCHERS, "elif watcher.has_kept_up and self._could_be_told(watcher):", "elif self._could_be_told(watcher):")],
+        [TESTS + "test_it_does_not_rest_while_who_has_kept_up_might_lose_the_history"]),
+    Mutant(
+        "all-is-told-in-one-go",
+        "What each of many watches is made for all of them at once.", "memory that grows with the clients",
+        [Edit(WATCHERS, "if texts and time.monotonic() >= until:", "if False:")],
+        [TESTS + "test_many_who_watch_different_keys_are_not_all_told_in_one_go"]),
+    Mutant(
         "watchers-wait-unseen",
         "The state does not know that somebody watches, and lets them wait.", "etcd: who watches is told within milliseconds",
         [Edit(WATCHERS, "state.subscribe(self._applied, lambda: bool(self._watching or self._waiting))", "state.subscribe(self._applied)")],
@@ -137,7 +152,7 @@ WATCHING = (
     Mutant(
         "watchers-do-not-rest",
         "Thousands who watch have the processor before writes and peers.", "etcd: watch storms",
-        [Edit(WATCHERS, "self._rest_until = max(self._rest_until, ended + min(REST * (ended - now), MOST_REST_SECONDS))", "pass")],
+        [Edit(WATCHERS, "ended + (0 if self._is_late() else", "ended + (0 if self._is_late() or True else")],
         [TESTS + "test_it_rests_four_times_as_long_as_it_works"]),
     Mutant(
         "never-heard-again",
