@@ -14,7 +14,7 @@
     expiry     64 writers beside 100,000 keys that will expire in an hour, and without them, in turn; 100,000 keys that expire together
     prefix     1,000,000 keys are deleted as one prefix: how long that takes, and the slowest write meanwhile
     watch      three nodes, one write at a time: how long after its answer those who watch are told; 64 writers beside 1,000 who watch on
-               the leader, other keys or those that are written, and beside nobody, in turn
+               the leader, other keys or those that are written, and beside nobody, in turn; who watches while data is loaded
     partition  the leader of three is cut off by a firewall that drops its packets, 10 times: the gap until the next accepted write
     load       64 writers for 10 minutes: no election may be held
     join       a node joins a cluster with 300 MB of state under load: how long, and the slowest write meanwhile
@@ -350,7 +350,27 @@ def watch(directory):
         for beside, rate in rates.items():
             ratio = median(some / none for none, some in zip(rates["nobody"], rate, strict=True))
             print(f"64 writers beside {beside}: {median(rate):,.0f} writes/s; ratio {ratio:.2f}", flush=True)
-        print(f"term {leader.status()['term']}")
+        with _watching(leader, "other/") as quiet, _watching(leader, "load/") as stream:
+            told = []
+            counter = threading.Thread(target=_count_events, args=(stream, told))
+            counter.start()
+            rate = 100 * wrk(leader.address, 16, 10, BATCHES % (0, "load/", "", "number")).rate
+            the_fault_lasts.wait(2)
+            assert leader.call("PUT", "/db/other/last", b"x").status == 200
+            assert b"event: put" in quiet.recv(4096), "who watches other keys was dropped"
+            assert leader.call("PUT", "/db/load/last", b"x").status == 200
+            counter.join()
+        print(f"while {rate:,.0f} keys/s are loaded, who watches them is told of all {len(told):,}, who watches others stays; "
+              f"term {leader.status()['term']}")
+
+
+def _count_events(stream, told):
+    """Into *told*, up to that of a key with the name ``last``."""
+    text = b""
+    while b"/last" not in text:
+        text = text[-100:] + (data := stream.recv(1 << 18))
+        told += [None] * data.count(b"event: put")
+        assert data and b"event: gone" not in text, "it was dropped"
 
 
 def _watching(server, prefix):
