@@ -39,7 +39,7 @@ from uuid import uuid4
 import requests
 from requests.adapters import NewConnectionError
 
-from raftd.errors import BadRequest, HistoryGone, NotFound, NotLeader, PreconditionFailed, RaftdError
+from raftd.errors import BadRequest, HistoryGone, NoLeader, NotFound, NotLeader, PreconditionFailed, RaftdError
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +51,7 @@ MOST_SERVER_SECONDS = 60.0  # that a server may be told to take
 USUAL_SERVER_SECONDS = 4.8  # with ANSWER_SECONDS, what it takes when it is not told
 WATCH_SECONDS = 40.0  # without a byte, of which there is one in 15 s, a watch goes on elsewhere
 PAGE_ITEMS = 1000
+LEAST_LOCK_SECONDS = 0.1
 LOCK_WAIT_SECONDS = 30.0  # of one long poll
 
 _ERRORS = {error.code: error for error in [RaftdError, *RaftdError.__subclasses__()]}
@@ -156,7 +157,10 @@ def _path_of(key: str) -> str:
 
 def _bytes_of(value: bytes | str) -> bytes:
     """Raises TypeError for what is neither: ``bytes(5)`` would be five zeros."""
-    return value.encode() if isinstance(value, str) else memoryview(value).tobytes()
+    try:
+        return value.encode() if isinstance(value, str) else memoryview(value).tobytes()
+    except TypeError:
+        raise TypeError(f"a value is bytes or str, not {type(value).__name__}") from None
 
 
 def _duration(time_span: float | str) -> str:
@@ -314,6 +318,8 @@ class _Attempts:
         is_told = isinstance(error, NotLeader) and error.leader is not None and self._is_fresh(_address(error.leader))
         seconds = 0.0 if is_told else random.uniform(0, self._most_seconds)
         if time.monotonic() + seconds >= self.deadline:
+            if isinstance(self._failure, NotLeader) and self._failure.leader is None:
+                self._failure = NoLeader("no server that answers knows a leader")
             if self.uncertain:
                 self._failure.retry = "maybe"
             raise self._failure
@@ -383,6 +389,8 @@ class Client:
         if entry is None:
             raise KeyError(key)
         return entry.value
+
+    __iter__ = None  # else Python would ask for the keys 0, 1, 2, ...
 
     def __contains__(self, key: str) -> bool:
         return self.entry(key) is not None
@@ -486,9 +494,11 @@ class Client:
     def lock(self, name: str, ttl: float = 15.0, *, wait: float | None = None, value: bytes | str | None = None) -> Lock:
         """A lock that is the key *name*, with *value*; not acquired yet.
 
-        ttl   seconds after which it is free when its holder is heard of no more
+        ttl   seconds after which it is free when its holder is heard of no more; fewer than 0.1 are a BadRequest
         wait  seconds to wait for it: None for ever, 0 not at all
         """
+        if ttl < LEAST_LOCK_SECONDS:
+            raise BadRequest(f"a lock is held for {LEAST_LOCK_SECONDS:g} s at the least: in less nobody would know that it is")
         return Lock(self, name, ttl, wait, b"" if value is None else value)
 
     # The cluster
@@ -852,6 +862,7 @@ class Lock:
                 threading.Thread(target=self._renew, args=[hold], name=f"lock-{self.name}", daemon=True).start()
                 return self
             self._give_back(hold)  # the answer came so late that it may be another's by now
+            time.sleep(self.ttl)  # the servers are slow enough
 
     def release(self) -> None:
         """Let others have it. Nothing happens when it is not held, or was lost. Raises what ``Client.delete`` raises."""

@@ -236,9 +236,15 @@ def test_what_a_write_says(fake, client, write, method, query, headers, body):
     assert asked.headers["Idempotency-Key"]
 
 
+def test_a_client_is_no_iterable(fake, client):
+    with pytest.raises(TypeError):
+        list(client)
+    assert fake.asked == []
+
+
 def test_a_number_is_no_value(fake, client):
     for write in (lambda: client.set("a", 5), lambda: client.txn([{"set": "a", "value": 5}])):
-        with pytest.raises(TypeError):
+        with pytest.raises(TypeError, match="a value is bytes or str, not int"):
             write()
     client.set("a", bytearray(b"1"))
     assert [asked.body for asked in fake.asked] == [b"1"]
@@ -462,6 +468,13 @@ def test_two_that_name_each_other_are_not_asked_without_rest(fakes):
     with pytest.raises(NotLeader):
         Client([one.address, two.address], timeout=0.5).set("a", b"")
     assert len(one.asked) + len(two.asked) < 40
+
+
+def test_when_nobody_leads_it_says_so(fake):
+    fake.answer = lambda asked: failure("not_leader", "safe")
+    with pytest.raises(NoLeader) as caught:
+        Client(fake.address, timeout=0.3).set("a", b"")
+    assert str(caught.value) == "no server that answers knows a leader" and caught.value.retry == "safe"
 
 
 def test_rests_double_up_to_half_a_second(monkeypatch):
@@ -824,6 +837,12 @@ def test_a_lock_is_a_key_with_a_token(fake, client, smith):
         assert lock.token == 12
 
 
+def test_a_lock_is_not_too_short(fake, client, smith):
+    with pytest.raises(BadRequest, match="0.1 s at the least"):
+        client.lock("door", ttl=0.09)
+    assert not client.lock("door", ttl=0.1).is_held and fake.asked == []
+
+
 def test_the_name_in_a_fence_is_percent_encoded(client, smith):
     lock = client.lock("a b/é=%")
     lock.acquire()
@@ -891,7 +910,10 @@ def test_a_renewal_that_is_answered_too_late_does_not_bring_a_lock_back(fakes):
         return answered
     fake = fakes(answer)
     with Client(fake.address).lock("door", ttl=0.6) as lock:
-        assert lock.lost.wait(10) and not lock.is_held
+        held = [True]
+        while not lock.lost.wait(0.005):
+            held.append(lock.is_held)
+        assert not lock.is_held and held == sorted(held, reverse=True), "it was not, and was again"
     assert sum("touch" in asked.query for asked in fake.asked) == 1
 
 

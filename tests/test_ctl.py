@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cluster import Cluster, wait_until
-from raftd import ctl
+from raftd import __version__, ctl
 from raftd.client import Client
 from raftd.ctl import output
 
@@ -111,6 +112,15 @@ def test_a_list_in_each_format(raftctl):
     assert raftctl("list", "none", "-o", "plain") == b""
 
 
+def test_a_key_is_on_one_line_and_no_terminal_obeys_it(raftctl):
+    raftctl("set", "l/a\nb\x07", "1")
+    assert raftctl("list", "l/", "-o", "plain").splitlines() == [rb"l/a\nb\x07"]
+    for format in ("table", "plain"):
+        [line] = raftctl("watch", "l/", "--since", "0", "--count", "1", "-o", format).splitlines()
+        assert line.split(b" ", 1)[1].startswith(rb"put l/a\nb\x07")
+    assert of_json(raftctl("list", "l/", "-o", "json"))[0]["key"] == "l/a\nb\x07"
+
+
 def test_bytes_that_are_no_text(raftctl):
     raftctl("set", "a", "-", stdin=b"\xff\xfe")
     assert of_json(raftctl("get", "a", "-o", "json"))[0]["value_base64"] == "//4="
@@ -122,7 +132,7 @@ def test_many_are_deleted_by_their_prefix(raftctl):
         raftctl("set", key, "1")
     assert (raftctl("delete", "--prefix", "k/"), raftctl("list", "-o", "plain")) == (b"2\n", b"z\n")
     refused = raftctl("delete", "--prefix", "")
-    assert refused.status == 2 and "all=true" in refused.error
+    assert refused.status == 64 and "--all" in refused.error
     assert of_json(raftctl("delete", "--prefix", "", "--all", "-o", "json")) == [{"deleted": 1}]
 
 
@@ -170,9 +180,40 @@ def test_a_lock_is_held_while_its_command_runs(raftctl):
 def test_the_status_is_that_of_the_command(raftctl):
     assert raftctl("lock", "job", "--", "sh", "-c", "exit 7").status == 7
     assert raftctl("lock", "job", "--", "sh", "-c", "kill -9 $$").status == 137
-    said = raftctl("lock", "job", "--", "/no/such/command")
-    assert said.status == 2 and "No such file" in said.error
+    for command, status, error in (("/no/such/command", 127, "No such file"), ("/", 126, "Permission denied")):
+        said = raftctl("lock", "job", "--", command)
+        assert said.status == status and said.error.startswith(f"raftctl: {command}: {error}")
     assert raftctl("get", "job").status == 1, "it was given back"
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_to_end_is_for_the_command_and_then_the_lock_is_given_back(raftctl, cluster, number, status):
+    with Client(cluster.servers[0].address) as client:
+        held = subprocess.Popen([BIN / "raftctl", "lock", "job", "--", "sh", "-c", "echo $$; exec sleep 60"], stdout=subprocess.PIPE)
+        command = int(held.stdout.readline())
+        assert client.get("job")
+        waits = subprocess.Popen([BIN / "raftctl", "lock", "job", "--", "true"])
+        time.sleep(0.5)  # for it to wait
+        waits.send_signal(number)
+        held.send_signal(number)
+        assert (held.wait(20), waits.wait(20)) == (status, status)
+        assert not Path(f"/proc/{command}").exists() and client.get("job") is None
+    held.stdout.close()
+
+
+def test_a_command_may_take_its_time_to_end(raftctl):
+    command = "trap 'sleep 1; exit 5' TERM; echo ready; while true; do sleep 0.1; done"
+    held = subprocess.Popen([BIN / "raftctl", "lock", "job", "--", "sh", "-c", command], stdout=subprocess.PIPE)
+    assert held.stdout.readline() == b"ready\n"
+    held.terminate()
+    assert raftctl("get", "job").status == 0, "until it has ended the lock is held"
+    assert held.wait(20) == 5 and raftctl("get", "job").status == 1
+    held.stdout.close()
+
+
+def test_a_lock_is_not_too_short(raftctl):
+    said = raftctl("lock", "job", "--ttl", "1ms", "--", "true")
+    assert said.status == 64 and "0.1 s at the least" in said.error
 
 
 def test_a_lock_that_another_holds(raftctl):
@@ -190,9 +231,10 @@ def test_a_command_whose_lock_is_lost_is_ended(raftctl, cluster):
             client.delete("job")
     stealing = threading.Thread(target=steal)
     stealing.start()
-    said = raftctl("lock", "job", "--ttl", "1s", "--", "sleep", "60")
+    began = time.monotonic()
+    said = raftctl("lock", "job", "--ttl", "1s", "--", "sleep", "30")
     stealing.join()
-    assert said.status == 3 and "was lost" in said.error
+    assert said.status == 3 and "was lost" in said.error and time.monotonic() - began < 25
 
 
 # The cluster
@@ -208,6 +250,15 @@ def test_members_status_health(raftctl, cluster):
     assert raftctl("status").decode().count("1.0.0") == len(names)
     health = wait_until(lambda: (said := raftctl("health", "-o", "plain")).status == 0 and said, "all are ready")
     assert health.decode().count(" healthy") == len(names)
+
+
+def test_members_are_as_the_leader_knows_them(cluster, capsys):
+    """Whoever is asked first, and the environment names all."""
+    endpoints = ",".join(server.address for server in cluster.servers)
+    for _ in range(6):
+        assert ctl.main(["members", "-o", "json", "--endpoints", endpoints]) == 0
+        [found] = of_json(capsys.readouterr().out.encode())
+        assert None not in [member["match_index"] for member in found]
 
 
 def test_leadership_is_handed_over(raftctl, cluster):
@@ -250,7 +301,8 @@ def test_a_learner_joins_is_promoted_and_removed(tmp_path, monkeypatch, capfd):
     ["set", "a", "b", "--if-absent", "--if-index", "5"], ["delete"], ["delete", "a", "--prefix", "b"], ["list", "--limit", "0"],
     ["get", "a", "-o", "xml"], ["get", "a", "--endpoints", "nonsense"], ["get", "a", "--endpoints", ","], ["lock", "a"],
     ["lock", "--", "true"],
-    ["completion", "tcsh"], ["watch", "--count", "x"],
+    ["completion", "tcsh"], ["watch", "--count", "x"], ["watch", "--since", "abc"], ["get", "a", "--after", "3"],
+    ["delete", "--prefix", ""], ["delete", "a", "--all"], ["delete", "--prefix", "a", "--all"], ["bench", "-o", "plain"],
 ])
 def test_a_wrong_command_line_is_64(words, capsys):
     assert ctl.main(words) == 64
@@ -264,6 +316,15 @@ def test_nobody_there_is_2_and_perhaps_done_is_3(capsys, monkeypatch):
     from raftd.errors import CommitTimeout
     monkeypatch.setattr(Client, "set", lambda *_, **__: (_ for _ in ()).throw(CommitTimeout()))
     assert ctl.main(["set", "a", "b"]) == 3
+
+
+def test_what_the_server_does_not_understand_is_64(raftctl):
+    assert raftctl("set", "", "b").status == raftctl("set", "a", "b", "--fence", "x").status == 64
+
+
+def test_its_version(capsys):
+    assert ctl.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"raftctl {__version__}\n"
 
 
 def test_each_command_has_help_with_examples(capsys):
@@ -284,7 +345,9 @@ def test_completion_knows_all_commands_and_their_options(capsys, shell):
 
 def test_the_completion_of_bash_completes():
     script = subprocess.run([BIN / "raftctl", "completion", "bash"], capture_output=True, text=True, check=True).stdout
-    for words, place, expected in (("me", 1, "members"), ("set --if", 2, "--if-absent --if-index"), ("set a --fe", 3, "--fence")):
+    for words, place, expected in (("me", 1, "members"), ("set --if", 2, "--if-absent --if-index"), ("set a --fe", 3, "--fence"),
+                                   ("get a --level s", 4, "stale"), ("list -o ''", 3, "table json plain"), ("completion f", 2, "fish"),
+                                   ("set a --ttl ''", 4, "")):
         ask = f'{script}\nCOMP_WORDS=(raftctl {words}); COMP_CWORD={place}; _raftctl; echo "${{COMPREPLY[*]}}"'
         said = subprocess.run(["bash", "-c", ask], capture_output=True, text=True)
         assert said.stdout.split() == expected.split(), (words, said)

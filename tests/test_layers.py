@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "client": {"errors"},
     "bench": set(),
     "plot": set(),
-    "ctl": {"bench", "plot", "client", "config", "errors"},
+    "ctl": {"__init__", "bench", "plot", "client", "config", "errors"},
 }
 RAFT = {"messages": set(), "log": {"messages"}, "configuration": {"messages"}, "roles": {"messages"},
         "core": {"messages", "log", "configuration", "roles"}, "__init__": set()}

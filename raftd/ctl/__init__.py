@@ -5,12 +5,13 @@ import argparse
 import os
 import sys
 
+from raftd import __version__
 from raftd.bench import BenchFailed, host_and_port
 from raftd.ctl import completion, keys, load, servers
 from raftd.ctl.output import FORMATS, Waiting
 from raftd.ctl.status import DONE, INTERRUPTED, NO, NOT_DONE, PERHAPS, USAGE
 from raftd.ctl.words import seconds
-from raftd.errors import NotFound, PreconditionFailed, RaftdError
+from raftd.errors import BadRequest, NotFound, PreconditionFailed, RaftdError
 
 EXIT = """exit status: 0 done, 1 no such key or a condition does not hold, 2 certainly not done, 3 perhaps done, 64 wrong command line"""
 
@@ -32,7 +33,8 @@ def main(argv=None):
         sys.stdout = open(os.devnull, "w")
         return DONE
     except (BenchFailed, OSError) as error:
-        print(f"raftctl: {error}", file=sys.stderr)
+        named = isinstance(error, OSError) and error.filename is not None and error.strerror
+        print(f"raftctl: {error.filename}: {error.strerror}" if named else f"raftctl: {error}", file=sys.stderr)
         return NOT_DONE
     except RaftdError as error:
         return _failed(error)
@@ -44,12 +46,15 @@ def _failed(error):
     print(f"raftctl: {' '.join(str(error).split())}", file=sys.stderr)
     if isinstance(error, (PreconditionFailed, NotFound)) or error.code == "lock_held":
         return NO
+    if isinstance(error, BadRequest):
+        return USAGE
     return PERHAPS if error.retry == "maybe" else NOT_DONE
 
 
 def parse(argv):
     """The options in *argv*; ``options.run(options)`` does what they say. Ends the process as argparse does."""
     parser = _Parser(prog="raftctl", description="Work with a cluster of raftd.", epilog=EXIT, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"raftctl {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     common = _common()
 
@@ -93,7 +98,7 @@ def _common():
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--endpoints", metavar="HOST:PORT[,...]", type=_endpoints,
                         default=os.environ.get("RAFTD_ENDPOINTS") or "localhost:4001",
-                        help="servers to ask, in this order (default: $RAFTD_ENDPOINTS, else localhost:4001)")
+                        help="servers to ask, any of them first (default: $RAFTD_ENDPOINTS, else localhost:4001)")
     return common
 
 

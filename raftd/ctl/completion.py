@@ -13,13 +13,21 @@ def script(shell, parsers):
     """*parsers*: {name of a subcommand: its parser}."""
     options = {name: sorted(option for action in parser._actions for option in action.option_strings if option.startswith("--"))
                for name, parser in parsers.items()}
+    actions = [action for parser in parsers.values() for action in parser._actions]
+    values = {option: action.choices or () for action in actions if action.nargs != 0 for option in action.option_strings}
+    words = {name: [word for action in parser._actions if not action.option_strings for word in action.choices or ()]
+             for name, parser in parsers.items()}
     if shell == "fish":
-        return _fish(options)
-    return ("autoload -U +X bashcompinit && bashcompinit\n" if shell == "zsh" else "") + _bash(options)
+        return _fish(options, values, words)
+    return ("autoload -U +X bashcompinit && bashcompinit\n" if shell == "zsh" else "") + _bash(options, values, words)
 
 
-def _bash(options):
-    cases = "\n".join(f"        {name}) words='{' '.join(words)}' ;;" for name, words in options.items())
+def _bash(options, values, words):
+    """*options*: of each subcommand; *values*: of each option that has one, those that it may have if they are few; *words*: the same of
+    what is no option."""
+    cases = "\n".join(f"        {name}) words='{' '.join([*words[name], *found])}' ;;" for name, found in options.items())
+    some = "\n".join(f"    {option}) words='{' '.join(choices)}' ;;" for option, choices in values.items() if choices)
+    others = "|".join(option for option, choices in values.items() if not choices)
     return f"""_raftctl() {{
     local words='{' '.join(options)}' word
     for word in "${{COMP_WORDS[@]:1:COMP_CWORD-1}}"; do
@@ -29,15 +37,27 @@ def _bash(options):
         esac
         break
     done
+    case "${{COMP_WORDS[COMP_CWORD-1]}}" in
+{some}
+    {others}) words='' ;;
+    esac
     COMPREPLY=($(compgen -W "$words" -- "${{COMP_WORDS[COMP_CWORD]}}"))
 }}
 complete -o default -F _raftctl raftctl
 """
 
 
-def _fish(options):
+def _fish(options, values, words):
     names = " ".join(options)
     lines = [f"complete -c raftctl -f -n 'not __fish_seen_subcommand_from {names}' -a '{names}'"]
-    lines += [f"complete -c raftctl -n '__fish_seen_subcommand_from {name}' -l {option.removeprefix('--')}"
-              for name, words in options.items() for option in words]
+    lines += [f"complete -c raftctl -n '__fish_seen_subcommand_from {name}' -l {option.removeprefix('--')}{_fish_values(option, values)}"
+              for name, found in options.items() for option in found]
+    lines += [f"complete -c raftctl -f -n '__fish_seen_subcommand_from {name}' -a '{' '.join(found)}'"
+              for name, found in words.items() if found]
     return "\n".join(lines) + "\n"
+
+
+def _fish_values(option, values):
+    if option not in values:
+        return ""
+    return f" -x -a '{' '.join(values[option])}'" if values[option] else " -r"

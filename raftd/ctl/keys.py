@@ -1,18 +1,22 @@
 """The subcommands for keys: get set delete list watch txn lock. Each takes a Client and options, and returns the exit status."""
 
+import argparse
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 from raftd.ctl.output import Progress, cell, print_json, print_table, value_members, write_bytes
-from raftd.ctl.status import DONE, NO, PERHAPS
+from raftd.ctl.status import CANNOT_RUN, DONE, ENDED_BY_SIGNAL, NO, NO_COMMAND, PERHAPS
 from raftd.ctl.words import at_least, seconds
 
 LOST_SECONDS = 10.0  # for a command that is told to end, since its lock is lost
+_ID = re.compile(r"[0-9]+(\.[0-9]+)?")
 
 
 def add(add_command):
@@ -21,7 +25,7 @@ def add(add_command):
     parser.add_argument("key")
     _add_level(parser)
     parser.add_argument("--wait", type=seconds, metavar="TIME", help="until there is such a key, or it has changed after --after")
-    parser.add_argument("--after", type=at_least(0), default=0, metavar="INDEX", help="see --wait")
+    parser.add_argument("--after", type=at_least(0), metavar="INDEX", help="see --wait")
 
     parser = add_command("set", set_, "write a value", "raftctl set color red\nraftctl set logo --file logo.png\ndate | raftctl set now -\n"
                          "raftctl set job me --if-absent --ttl 30s")
@@ -52,7 +56,7 @@ def add(add_command):
     parser = add_command("watch", watch, "print changes, as they happen", "raftctl watch\nraftctl watch config/ -o json\n"
                          "raftctl watch config/ --since 41 --count 1")
     parser.add_argument("prefix", nargs="?", default="")
-    parser.add_argument("--since", metavar="ID", help="after this index, or id of a change (default: from now on)")
+    parser.add_argument("--since", type=_id, metavar="ID", help="after this index, or id of a change (default: from now on)")
     parser.add_argument("--keys-only", action="store_true", help="without values")
     parser.add_argument("--count", type=at_least(1), metavar="N", help="end after so many")
 
@@ -67,7 +71,14 @@ raftctl txn - < changes.json""")
     parser.add_argument("--ttl", type=seconds, default=15.0, metavar="TIME",
                         help="so long after its holder is heard of no more it is free (default 15s)")
     parser.add_argument("--wait", type=seconds, metavar="TIME", help="so long for the lock (default: for ever); 0s: not at all")
+    parser.epilog = f"the exit status is that of the command, or 3 if the lock was lost meanwhile\n\n{parser.epilog}"
     parser.usage = "raftctl lock NAME [--ttl TIME] [--wait TIME] [...] -- COMMAND [ARGUMENT ...]"
+
+
+def _id(text):
+    if not _ID.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"not an index, or the id of a change: {text!r}")
+    return text
 
 
 def _add_level(parser):
@@ -79,8 +90,10 @@ def _add_fence(parser):
 
 
 def get(client, options):
+    if options.after is not None and options.wait is None:
+        options.parser.error("--after goes with --wait")
     if options.wait is not None:
-        entry = client.wait(options.key, options.after, options.wait)
+        entry = client.wait(options.key, options.after or 0, options.wait)
     else:
         entry = client.entry(options.key, level=options.level)
     if entry is None:
@@ -105,18 +118,23 @@ def set_(client, options):
 def delete(client, options):
     if (options.key is None) == (options.prefix is None):
         options.parser.error("one of KEY and --prefix")
+    if options.all != (options.prefix == ""):
+        options.parser.error("--prefix '' is every key, which needs --all; nothing else does")
     if options.prefix is not None:
         count = client.delete_prefix(options.prefix, all=options.all, fence=options.fence)
         print_json({"deleted": count}) if options.output == "json" else print(count)
         return DONE
-    return DONE if client.delete(options.key, if_index=options.if_index, fence=options.fence) else NO
+    deleted = client.delete(options.key, if_index=options.if_index, fence=options.fence)
+    if options.output == "json":
+        print_json({"key": options.key, "deleted": deleted})
+    return DONE if deleted else NO
 
 
 def list_(client, options):
     entries, progress = [], Progress("keys")
     for entry in client.list(options.prefix, after=options.after, limit=options.limit, keys_only=options.keys_only, level=options.level):
         if options.output == "plain":
-            print(entry.key)
+            print(cell(entry.key))
         elif options.output == "json":
             print_json({"key": entry.key, **value_members(entry.value), "index": entry.index, "created_index": entry.created_index,
                         "version": entry.version, "expires_in": entry.expires_in})
@@ -146,7 +164,7 @@ def watch(client, options):
                             "previous_index": change.previous_index, **value_members(change.value)})
             else:
                 value = "" if change.value is None or options.output == "plain" else f" {cell(change.value)}"
-                print(f"{change.id} {change.kind} {change.key}{value}")
+                print(f"{change.id} {change.kind} {cell(change.key)}{value}")
             sys.stdout.flush()
             if number == options.count:
                 break
@@ -157,9 +175,11 @@ def txn(client, options):
     text = sys.stdin.read() if options.transaction == "-" else options.transaction
     try:
         asked = json.loads(text)
-        parts = {name: asked.get(name, []) for name in ("if", "then", "else")}
-    except (ValueError, AttributeError) as error:
-        options.parser.error(f"not a JSON object: {error}")
+    except ValueError as error:
+        options.parser.error(f"not JSON: {error}")
+    if not isinstance(asked, dict):
+        options.parser.error("not a JSON object")
+    parts = {name: asked.get(name, []) for name in ("if", "then", "else")}
     if unknown := asked.keys() - parts.keys():
         options.parser.error(f"there is no member {min(unknown)!r}; known: if, then, else")
     done = client.txn(parts["then"], if_=parts["if"], else_=parts["else"], fence=options.fence)
@@ -170,11 +190,21 @@ def txn(client, options):
 
 
 def lock(client, options):
-    """The exit status is that of the command, which has RAFTD_FENCE in its environment; PERHAPS when the lock was lost meanwhile."""
+    """The exit status is that of the command, which has RAFTD_FENCE in its environment; PERHAPS when the lock was lost meanwhile.
+
+    A signal to end is for the command, and the lock is given back when that has ended.
+    """
     if not options.command:
         options.parser.error("no command: raftctl lock NAME -- COMMAND")
-    with client.lock(options.name, options.ttl, wait=options.wait, value=f"{os.uname().nodename} {os.getpid()}") as held:
-        process = subprocess.Popen(options.command, env={**os.environ, "RAFTD_FENCE": held.fence})
+    running = []  # the command, once it is
+    wanted = client.lock(options.name, options.ttl, wait=options.wait, value=f"{os.uname().nodename} {os.getpid()}")
+    with _signals_for(running), wanted as held:
+        try:
+            process = subprocess.Popen(options.command, env={**os.environ, "RAFTD_FENCE": held.fence})
+        except OSError as error:
+            print(f"raftctl: {options.command[0]}: {error.strerror}", file=sys.stderr)
+            return NO_COMMAND if isinstance(error, FileNotFoundError) else CANNOT_RUN
+        running.append(process)
         ended = threading.Event()
         threading.Thread(target=_end_when_lost, args=[held, process, ended], daemon=True).start()
         try:
@@ -185,10 +215,26 @@ def lock(client, options):
         if held.lost.is_set():
             print(f"raftctl: the lock {options.name} was lost while the command ran", file=sys.stderr)
             return PERHAPS
-    return status if status >= 0 else 128 - status
+    return status if status >= 0 else ENDED_BY_SIGNAL - status
 
 
 LASTING = (watch, lock)  # as long as somebody wants; others are at work, or speak, meanwhile
+
+
+@contextmanager
+def _signals_for(running):
+    """Pass what tells this process to end on to the process in *running*; without one, end."""
+    def end(number, _):
+        if not running:
+            raise SystemExit(ENDED_BY_SIGNAL + number)
+        for process in running:
+            process.send_signal(number)
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _end_when_lost(held, process, ended):

@@ -59,7 +59,8 @@ def add(commands, parents):
     add("--warm-up", type=seconds, metavar="TIME", help="load before the duration, which is not counted (default 1s)")
     add("--rate", type=_rate, metavar="N", help="begin so many requests a second (an open loop), each by a client that is free")
     add("--timeout", type=seconds, default=10.0, metavar="TIME", help="an answer that takes longer is an error (default 10s)")
-    add("--json", action="store_true", help="print JSON, not a table")
+    add("-o", "--output", choices=("table", "json"), default="table", help="columns for people, or JSON (default table)")
+    add("--json", action="store_const", const="json", dest="output", help="the same as --output json")
     add("--plot", type=Path, metavar="FILE.svg",
         help="draw latency over time, new terms, and compactions of the log (asks the leader for /status meanwhile)")
 
@@ -98,7 +99,7 @@ def run_bench(options):
         _must_have_succeeded(filled)
     result = _run(bench.Run(load, addresses), "load")
     _must_have_succeeded(result)
-    print(json.dumps(result.summary(), indent=2) if options.json else table(result.summary()))
+    print(json.dumps(result.summary(), indent=2) if options.output == "json" else table(result.summary()))
     if options.plot:
         options.plot.write_text(svg_of(result))
     return DONE

@@ -26,6 +26,8 @@ def add(add_command):
 
 def members(client, options):
     found = client.members()
+    if any(member.get("match_index") is None for member in found):
+        found = client.members()  # of the leader, whom the server that has answered knows
     if options.output == "json":
         print_json(found)
     elif options.output == "plain":

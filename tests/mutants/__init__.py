@@ -1,5 +1,6 @@
 """Well-known mistakes, planted one at a time: what no check notices would not be noticed if somebody made it. See ``bin/mutants``."""
 
+from mutants.clients import CLIENTS
 from mutants.database import DATABASE_BUGS
 from mutants.leases import LEASES
 from mutants.listener import LISTEN
@@ -11,5 +12,5 @@ from mutants.storage import STORAGE
 from mutants.watching import WATCHING
 from mutants.web import WEB
 
-ROOMS = (RAFT, LEASES, STORAGE, STATE, DATABASE_BUGS, RUNTIME, PEERS, LISTEN, WATCHING, WEB)
+ROOMS = (RAFT, LEASES, STORAGE, STATE, DATABASE_BUGS, RUNTIME, PEERS, LISTEN, WATCHING, WEB, CLIENTS)
 CATALOGUE = tuple(mutant for room in ROOMS for mutant in room)
