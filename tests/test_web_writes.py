@@ -328,6 +328,7 @@ def test_a_transaction_says_its_conditions_in_its_body(client, node, header):
     b'{"if": [{"key": "a", "index": 1, "exists": true}], "then": [{"get": "a"}]}',
     b'{"if": [{"key": "a", "version": 1}], "then": [{"get": "a"}]}',
     b'{"if": [["a"]], "then": [{"get": "a"}]}', b'{"if": [{"key": ["a"], "exists": true}], "then": [{"get": "a"}]}',
+    b'{"then": [{"set": "a", "value": "1", "set": "b"}]}', b'{"then": [{"delete": "a"}], "then": [{"delete": "b"}]}',
     b'[' * 60_000, '{"then": [{"set": "a", "value": "\u20ac"}]}'.encode("utf-16"), b'\xef\xbb\xbf{"then": [{"delete": "a"}]}',
     b'{"then": [{"set": "a", "value": "\xff"}]}',
 ])

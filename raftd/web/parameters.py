@@ -90,10 +90,21 @@ def json_of_body(**types):
     return members
 
 
+def _object(members):
+    found = dict(members)
+    if len(found) < len(members):
+        twice = next(name for name, _ in members if [other for other, _ in members].count(name) > 1)
+        raise BadRequest(f"the member {shown(twice)} is given more than once")
+    return found
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_object)
+
+
 def json_object(data):
     """The JSON object in *data*; ``{}`` for no bytes at all."""
     try:
-        members = json.loads(data.decode()) if data.strip() else {}
+        members = _JSON.decode(data.decode()) if data.strip() else {}
     except (ValueError, RecursionError):
         raise BadRequest("the body is not JSON") from None
     if not isinstance(members, dict):

@@ -57,9 +57,14 @@ WEB = (
         [Edit(LANE, 'headers.get("ACCEPT", "").lower()', 'headers.get("ACCEPT", "")')],
         [LANE_TESTS + "test_a_request_with_an_unusual_header_goes_to_flask"]),
     Mutant(
+        "the-last-member-counts",
+        "Of two operations that were written into one object the first is skipped without a word.", "never skipped",
+        [Edit("web/parameters.py", "if len(found) < len(members):", "if False:")],
+        ["tests/test_web_writes.py::test_a_transaction_that_is_not_understood_is_refused"]),
+    Mutant(
         "json-in-any-encoding",
         "JSON may come in UTF-16, in which a value is larger than the body says.", "RFC 8259, 8.1",
-        [Edit("web/parameters.py", "json.loads(data.decode())", "json.loads(data)")],
+        [Edit("web/parameters.py", "_JSON.decode(data.decode())", "_JSON.decode(data.decode(json.detect_encoding(data)))")],
         ["tests/test_web_writes.py::test_a_transaction_that_is_not_understood_is_refused"]),
     Mutant(
         "lane-forgets-the-idempotency-key",
