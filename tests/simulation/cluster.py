@@ -36,7 +36,8 @@ class Cluster:
         self.settings = Settings(max_append_bytes=rng.choice((1, 40, 1 << 20)),
                                  election_timeout_seconds=self.faults.patience * Settings().election_timeout_seconds)
         self.keep_entries = rng.choice((0, 3, 50, 10_000))
-        self.servers = {name: Server(name, members if name in members.members else NOBODY, rng, self.settings) for name in names}
+        self.servers = {name: Server(name, members if name in members.members else NOBODY, rng, self.settings, lambda: self.now)
+                        for name in names}
         self.judge = Judge(self.servers, members)
         self.counts = self.judge.counts
         self.clients = Clients(self.judge, rng, self._tick, 1 + self.faults.skew / 2)

@@ -153,8 +153,8 @@ class Log:
 class Server:
     """``log`` and ``machine`` are what is on its disk; all else is gone after a crash."""
 
-    def __init__(self, name, configuration, rng, settings):
-        self.name, self.rng, self.settings = name, rng, settings
+    def __init__(self, name, configuration, rng, settings, time):
+        self.name, self.rng, self.settings, self._time = name, rng, settings, time
         self.first_configuration = configuration  # as its files were made; a server that joins later knows of nobody
         self.log, self.machine = Log(configuration), StateMachine()
         self.limits = rng.choice((1, 30, 4 << 20)), rng.choice((1, 1000))  # of one write: bytes, and entries forgotten
@@ -165,7 +165,7 @@ class Server:
         """As the runtime starts: the production code compares the two files and makes the core of them."""
         saved = SimpleNamespace(hard_state=self.log.hard_state, base=self.log.base, entries=self.log.entries)
         self.clock = self.clock_at = now
-        self.state_clock = Clock(lambda: self.clock)
+        self.state_clock = Clock(lambda: self.clock_now(self._time()))  # also of one who wakes, and whose core does not know it yet
         self.state_clock.hear(self.machine.time)
         self.raft = restore(self.name, saved, self.machine.position, self.settings, self.rng, now)
         self.raft.MAX_WRITE_BYTES, self.raft.MAX_COMPACTED_ENTRIES = self.limits
