@@ -14,12 +14,12 @@ CLIENTS = (
         "each-attempt-is-a-request-of-its-own",
         "A write that is sent again has another idempotency key: it may be done twice.", RETRIES,
         [Edit(CLIENT, "ask.headers, data=ask.body)", "{**ask.headers, 'Idempotency-Key': uuid4().hex}, data=ask.body)")],
-        [TESTS + "test_a_write_is_sent_again_as_the_same_request"]),
+        [TESTS + "test_a_write_is_sent_again_as_the_same_request"], quick=True),
     Mutant(
         "the-last-attempt-decides-whether-it-is-certain",
         "A write of which an earlier attempt may have been done is called certainly not done.", RETRIES,
         [Edit(CLIENT, 'self.uncertain = self.uncertain or error.retry == "maybe"', 'self.uncertain = error.retry == "maybe"')],
-        [TESTS + "test_it_is_not_certain_that_nothing_was_done_if_one_attempt_may_have"]),
+        [TESTS + "test_it_is_not_certain_that_nothing_was_done_if_one_attempt_may_have"], quick=True),
     Mutant(
         "what-was-sent-is-called-safe",
         "A request whose connection broke after it was sent is called certainly not done.", RETRIES,
