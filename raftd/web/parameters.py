@@ -5,6 +5,7 @@ Whatever is not understood is refused, never skipped: a misspelt ``level=stael``
 
 import json
 import re
+from collections import Counter
 from urllib.parse import parse_qs, unquote_to_bytes
 
 from flask import request
@@ -93,7 +94,7 @@ def json_of_body(**types):
 def _object(members):
     found = dict(members)
     if len(found) < len(members):
-        twice = next(name for name, _ in members if [other for other, _ in members].count(name) > 1)
+        [(twice, _)] = Counter(name for name, _ in members).most_common(1)
         raise BadRequest(f"the member {shown(twice)} is given more than once")
     return found
 
