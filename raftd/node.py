@@ -159,6 +159,7 @@ class Node:
         self._orphans_fail_at = None  # when proposals of a leader that was deposed give up learning their fate
         self._applied_waiters = []  # (index, future)
         self._answered_index = 0  # of the last write that was answered
+        self._state_is_full = False  # why its state could not be written, when it could not last
         self._apply_at, self._unapplied_bytes = math.inf, 0  # when the applier wakes by itself; of commands that are committed
         self._links, self._lost_peers = {}, {}
         self._writer_idle = self._applier_idle = True
@@ -501,6 +502,8 @@ class Node:
         try:
             entry = append(command)
         except NotLeader:
+            if self._raft.withdrawn and self._raft.leader_id is None:  # that says more
+                raise StorageFailed(self._raft.withdrawn, self._state_is_full) from None
             raise NotLeader(leader=self._leader_url_locked()) from None
         except NoQuorum as error:
             raise NoQuorum(f"{error}{self._lost_peers_locked()}") from None
@@ -1520,6 +1523,7 @@ class Node:
     def _withdraw_locked(self, reason):
         if not self._raft.withdrawn:
             log.error("the state cannot be written, this node neither leads nor votes for itself until it can error=%s", reason)
+        self._state_is_full = isinstance(reason, StorageFailed) and reason.status == 507
         self._raft.withdrawn = f"the state cannot be written: {reason}"
         self._raft.step_down(self._raft.withdrawn)
 

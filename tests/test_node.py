@@ -415,6 +415,9 @@ def test_a_stale_read_does_not_wait_for_a_state_that_cannot_be_written():
         begun = Future()
         leader.submit_stale_read(begun)
         assert begun.done() and leader.read(None, "stale", timeout=0.1) == []
+        with pytest.raises(StorageFailed, match="the state cannot be written: the disk is full") as refused:
+            leader.propose(b"b", 5)
+        assert refused.value.status == 507, "nobody leads, and this is why"
         machine.failure = None
         wait_until(lambda: leader.not_ready() is None, "it is back by itself")
         assert leader.read(None) == [b"a"]

@@ -225,6 +225,12 @@ RUNTIME = (
         [Edit(NODE, "            self._give_up_locked(applied)\n", "")],
         [TESTS + "test_a_stale_read_does_not_wait_for_a_disk_that_hangs"]),
     Mutant(
+        "full-disk-says-ask-another",
+        "A write to a server alone whose disk is full is refused since it does not lead, as if another did.",
+        "people at 3 a.m.",
+        [Edit(NODE, "if self._raft.withdrawn and self._raft.leader_id is None:", "if False:")],
+        [TESTS + "test_a_stale_read_does_not_wait_for_a_state_that_cannot_be_written"]),
+    Mutant(
         "nobody-applies-for-a-read",
         "A read waits until the entries before it are applied for their age.",
         "a lost wake-up",
