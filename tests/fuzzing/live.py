@@ -4,8 +4,10 @@ import json
 import re
 import shutil
 import socket
+import sqlite3
 import tempfile
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +17,8 @@ from fuzzing.conversations import Conversation, conversation
 from fuzzing.surface import shown
 from raftd import wire
 from raftd.errors import Refusal
-from raftd.raft.messages import RequestVote
+from raftd.kv import Expire, Request, decode
+from raftd.raft.messages import COMMAND, RequestVote
 
 PATIENCE_SECONDS = 20.0  # until an answer must be there; the longest that a request may want to wait is refused or rare
 WARM_UP = 300  # cases until memory and threads are what they stay
@@ -41,8 +44,8 @@ class Live:
         return self
 
     def _start(self):
-        """On any free port: others may look for one at the same time."""
-        self.server.start()
+        """On any free port: others may look for one at the same time. That a disk takes its time is no finding."""
+        self.server.start(flags=["-election-timeout", "20s"])
         self.server.address = re.search(r"Listening at: http://(\S+)", self.server.log())[1]
         cluster.wait_until(lambda: self.server.leads, "it leads")
         self._client, self._unknown, self._known_again = cluster.Client(self.server.address), 0, 0
@@ -153,8 +156,19 @@ class Live:
         if said.end == "close" or not heard:  # nobody knows what was done, or will be in a moment
             self._unknown, self._known_again = self._unknown + said.sent.count(b"HTTP/1."), self._cases + 50
             return
+        if written > done + self._unknown:
+            written -= self._expiries_after(before["last_log_index"])
         if not 0 <= written <= done + self._unknown or {**after, "last_log_index": 0} != {**before, "last_log_index": 0}:
             raise Finding(f"{done} requests were done, and the server went from {before} to {after}")
+
+    def _expiries_after(self, index):
+        """How many entries of the log after *index* the server has proposed by itself, since the time of some key is over."""
+        with tempfile.TemporaryDirectory(prefix="raftd-live-log-") as copy:
+            for file in self.server.path.glob("raft.db*"):
+                shutil.copy(file, copy)
+            with closing(sqlite3.connect(f"{copy}/raft.db")) as connection:
+                rows = connection.execute("SELECT command FROM log WHERE kind = ? AND log_index > ?", (COMMAND, index)).fetchall()
+        return sum(isinstance(command := decode(data), Request) and isinstance(command.command, Expire) for (data,) in rows)
 
     # The process
 
