@@ -17,25 +17,29 @@ from waitress.utilities import build_http_date
 
 from raftd.config import MAX_KEY_BYTES
 from raftd.errors import CommitTimeout, NoQuorum, NotFound, RaftdError, Stopping
-from raftd.kv import Delete, Get, Request, Set, encode
+from raftd.kv import UNCONDITIONAL, Delete, Get, Set, encode
 from raftd.web.answers import NOT_CACHED, done_fields, error_fields, error_line, json_fields, transacted_body, value_fields
-from raftd.web.txn import plain_transaction
-from raftd.web.writes import outcome_of, replay_fields
+from raftd.web.parameters import conditions, no_conditions, ttl
+from raftd.web.txn import transaction
+from raftd.web.writes import as_asked, at_time, needs_time, outcome_of, replay_fields
 
 log = logging.getLogger(__name__)
 
-# A key without an escape, and nothing in the query but the level of a read: what needs a closer look is not plain.
-_TARGET = r"(?:/db/([A-Za-z0-9._~-][A-Za-z0-9._~/-]*)(?:\?level=(stale|leader))?|/txn)"
+# A key without an escape, and nothing in the query but the level of a read or a time to live: what needs a closer look is not plain.
+_TARGET = r"(?:/db/([A-Za-z0-9._~-][A-Za-z0-9._~/-]*)(?:\?(?:level=(stale|leader)|ttl=([0-9]{1,9}(?:ms|s|m|h))))?|/txn)"
 _PLAIN = re.compile(_TARGET)
 _PLAIN_LINE = re.compile(rf"(GET|POST|PUT|DELETE) {_TARGET} HTTP/1\.1".encode())
-_KEY = r"([!-~]{1,255})"  # as it is sent by those who make one up; another one needs a closer look
-_IDEMPOTENCY_KEY, _KEY_FIELD = re.compile(_KEY), re.compile(rf"(?:\A|\r\n)Idempotency-Key: {_KEY}(?=\r\n|\Z)".encode(), re.IGNORECASE)
-_UNUSUAL = {"EXPECT", "IF_MATCH", "IF_NONE_MATCH", "IDEMPOTENCY_KEY", "X_RAFT_FENCE"}
+# What comes with a write, and says something else each time; as it is sent by those who make it up, and by no others.
+_NAMES = ("Idempotency-Key", "If-Match", "If-None-Match", "X-Raft-Fence")
+_SAID = re.compile("([!-~]{1,255})")
+_FIELDS = re.compile(rf"\r\n({'|'.join(_NAMES)}): {_SAID.pattern}(?=\r\n|\Z)".encode(), re.IGNORECASE)
+_AS_SENT, _OF_A_WRITE = {name.lower().encode(): name for name in _NAMES}, {name.upper().replace("-", "_"): name for name in _NAMES}
+_UNUSUAL = {"EXPECT", *_OF_A_WRITE}
 MAX_PLAIN_BYTES = 64 * 1024  # with larger bodies the reading thread should not be busy
 MOST_SECONDS_AT_ONCE = 0.02  # of answering, before those have their turn who ask
 MOST_HEADS, MOST_HEAD_BYTES = 1024, 2048  # that are remembered, and in each
 _FIRST_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in HTTPStatus}
-_READS, _ALL = ("GET",), ("GET", "POST", "PUT", "DELETE")
+_READS, _LAST, _ALL = ("GET",), ("POST", "PUT"), ("GET", "POST", "PUT", "DELETE")
 
 
 class Plain:
@@ -127,16 +131,14 @@ class Lane:
         match = _PLAIN.fullmatch(request.request_uri)
         if not match or request.version != "1.1" or not self._may_be(request.command, *match.groups()):
             return False
-        key, level = match.groups()
         headers = dict(request.headers)
-        idempotency_key = headers.pop("IDEMPOTENCY_KEY", None)
-        if not self._is_plain(headers, request.body_bytes_received) \
-                or idempotency_key is not None and not _IDEMPOTENCY_KEY.fullmatch(idempotency_key):
+        fields = {name: headers.pop(read) for read, name in _OF_A_WRITE.items() if read in headers}
+        if not self._is_plain(headers, request.body_bytes_received) or not all(map(_SAID.fullmatch, fields.values())):
             return False
         body = request.get_body_stream()
         value = body.read()
         body.seek(0)  # for Flask, if the node refuses
-        return self._begin(channel, request.command, key, level, value, idempotency_key)
+        return self._begin(channel, request.command, *match.groups(), value, fields)
 
     def take_bytes(self, channel, data):
         """``take``, if *data* is one whole plain request, without a look at what is the same in all requests of a client.
@@ -144,59 +146,68 @@ class Lane:
         None if it is the beginning of one.
         """
         head, end, body = data.partition(b"\r\n\r\n")
-        line, _, fields = head.partition(b"\r\n")
-        length, idempotency_key = self._lengths.get(fields, -1), None
+        line, _, lines = head.partition(b"\r\n")
+        length, fields = self._lengths.get(lines, -1), {}
         if length == -1:
-            length, idempotency_key = self._look_at(channel, fields)
+            length, fields = self._look_at(channel, lines)
         match = _PLAIN_LINE.fullmatch(line) if end and length is not None and len(body) <= length else None
         if not match:
             return False
         if len(body) < length:
             return None
-        command, key, level = match[1].decode(), match[2] and match[2].decode(), match[3] and match[3].decode()
-        if not self._may_be(command, key, level):
+        command, key, level, lasts = match.groups()
+        command, key, level, lasts = command.decode(), key and key.decode(), level and level.decode(), lasts and lasts.decode()
+        if not self._may_be(command, key, level, lasts):
             return False
         channel.requests = [Plain(command, f"/db/{key}" if key else "/txn", data)]
-        if self._begin(channel, command, key, level, body, idempotency_key):
+        if self._begin(channel, command, key, level, lasts, body, fields):
             return True
         channel.requests = []
         return False
 
-    def _look_at(self, channel, fields):
-        """(``_length_in`` a head with *fields*, the idempotency key or None). Each key is another: what is remembered is the rest."""
-        match = _KEY_FIELD.search(fields)
-        if not match:
-            return self._length_in(channel, fields), None
-        fields = (fields[:match.start()] + fields[match.end():]).removeprefix(b"\r\n")
-        length = self._lengths.get(fields, -1)
-        return self._length_in(channel, fields) if length == -1 else length, match[1].decode()
+    def _look_at(self, channel, lines):
+        """(``_length_in`` a head with these *lines*, the fields of a write among them). What those say is another each time: what is
+        remembered is the rest."""
+        fields = {}
 
-    def _length_in(self, channel, fields):
-        """The length of the body after a head with *fields*, of which None is for itself; None if they are not plain."""
-        request = channel.parsed(b"POST / HTTP/1.1\r\n" + fields + b"\r\n\r\n")
+        def left(match):
+            if (name := _AS_SENT[match[1].lower()]) in fields:
+                return match[0]  # of two neither counts
+            fields[name] = match[2].decode()
+            return b""
+        lines = _FIELDS.sub(left, b"\r\n" + lines)[2:]
+        length = self._lengths.get(lines, -1)
+        return self._length_in(channel, lines) if length == -1 else length, fields
+
+    def _length_in(self, channel, lines):
+        """The length of the body after a head with these *lines*, each of which is for itself; None if they are not plain."""
+        request = channel.parsed(b"POST / HTTP/1.1\r\n" + lines + b"\r\n\r\n")
         length = request.content_length
         if request.error or request.chunked or not request.headers_finished or not self._is_plain(request.headers, length):
             length = None
         if len(self._lengths) >= MOST_HEADS:
             self._lengths.clear()
-        if len(fields) <= MOST_HEAD_BYTES:
-            self._lengths[fields] = length
+        if len(lines) <= MOST_HEAD_BYTES:
+            self._lengths[lines] = length
         return length
 
     @staticmethod
-    def _may_be(command, key, level):
+    def _may_be(command, key, level, lasts):
         if key is None:
             return command == "POST"  # /txn
-        return command in (_READS if level else _ALL) and len(key) <= MAX_KEY_BYTES
+        return command in (_READS if level else _LAST if lasts else _ALL) and len(key) <= MAX_KEY_BYTES
 
     def _is_plain(self, headers, length):
         return length <= self._most_bytes and _UNUSUAL.isdisjoint(headers) and "json" not in headers.get("ACCEPT", "").lower() \
             and headers.get("CONNECTION", "keep-alive").lower() == "keep-alive"
 
-    def _begin(self, channel, method, key, level, body, idempotency_key):
-        """Perhaps in the thread of the request before it on this connection, one of Flask's. False if *body* is not plain."""
-        command = self._command(method, key, body)
-        if command is None:
+    def _begin(self, channel, method, key, level, lasts, body, fields):
+        """Perhaps in the thread of the request before it on this connection, one of Flask's. False if it is for Flask after all: to be
+        refused, or to wait until the leader knows what time it is."""
+        try:
+            command = self._command(method, key, lasts, body, fields)
+            data = None if type(command) is Get else self._encoded(command, fields)
+        except RaftdError:
             return False
         channel.began = time.monotonic()
         pending = Pending(self, channel, command, channel.began + self._node.settings.write_timeout_seconds)
@@ -207,17 +218,27 @@ class Lane:
         if type(command) is Get:
             (self._leased_reads if level else self._reads).append(pending)
         else:
-            self._writes.append((encode(Request(command, key=idempotency_key) if idempotency_key else command), pending))
+            self._writes.append((data, pending))
         self._wake_if_it_sleeps()
         return True
 
     @staticmethod
-    def _command(method, key, body):
+    def _command(method, key, lasts, body, fields):
         if method == "GET":
             return Get(key)
-        if method == "DELETE":
-            return Delete(key)
-        return plain_transaction(body) if key is None else Set(key, body)
+        if key is None:
+            no_conditions(fields)
+            return transaction(body)
+        held = conditions(fields) if fields else UNCONDITIONAL
+        return Delete(key, held) if method == "DELETE" else Set(key, body, held, ttl(lasts) if lasts else 0)
+
+    def _encoded(self, command, fields):
+        """*command* and what the *fields* say of it, for the log."""
+        asked = as_asked(command, fields) if fields else command
+        if needs_time(command):
+            term, _ = self._node.term_in_charge(timeout=0)
+            asked = at_time(asked, self._node.state_machine.clock.lead(term))
+        return encode(asked)
 
     def hand_over(self, pending):
         """*pending* is done. In any thread, perhaps while the node is locked."""

@@ -9,8 +9,10 @@
                a new node is sent a copy of the state, beside that of the time before; RAFTD_PLOT names a file for the plot
     beside     64 writers of 100 bytes over 1,000 keys, over 1,000,000, and, with 16, beside a client that writes values of 1 MiB one after
                the other, in turn: by how much more and larger data changes the latency of small writes
+    writes     64 clients on three nodes, plain writes beside those that say more: a condition, a fence, a time to live, an idempotency
+               key; small transactions; and what does not take the express lane
     batches    transactions that set 100 new keys each, from 16 clients, on one node and on three: keys per second, in the order of the
-               keys and at random
+               keys, the same with a time to live, and at random
     expiry     64 writers beside 100,000 keys that will expire in an hour, and without them, in turn; 100,000 keys that expire together
     prefix     1,000,000 keys are deleted as one prefix: how long that takes, and the slowest write meanwhile
     watch      three nodes, one write at a time: how long after its answer those who watch are told; 64 writers beside 1,000 who watch on
@@ -261,13 +263,48 @@ def _latencies(leader, clients, keys):
     return percentile(latencies, 50), percentile(latencies, 99)
 
 
+WRITES = {
+    "plain": '"PUT", path, nil, "x"',
+    "?ttl=1h": '"PUT", path .. "?ttl=1h", nil, "x"',
+    "If-Match": '"PUT", path, {["If-Match"] = "*"}, "x"',
+    "If-None-Match, new keys": '"PUT", path .. "/" .. number, {["If-None-Match"] = "*"}, "x"',
+    "X-Raft-Fence": '"PUT", path, {["X-Raft-Fence"] = "lock=" .. token}, "x"',
+    "Idempotency-Key": '"PUT", path, {["Idempotency-Key"] = "request-" .. token .. "-" .. number}, "x"',
+    "/txn, if, set and get": """"POST", "/txn", nil, '{"if": [{"key": "lock", "exists": true}], "then": [{"set": "a", "value": "x"}, """
+                             """{"get": "lock"}]}'""",
+    "an escape in the key": '"PUT", path .. "%20", nil, "x"',
+}
+A_WRITE = """
+local number, token, path = %d, %d, nil
+request = function() number = number + 1; path = "/db/key" .. (number %% 1000); return wrk.format(%s) end
+"""
+
+
+def writes(directory):
+    rates = {}
+    for turn in range(3):
+        (directory / str(turn)).mkdir()
+        with Cluster(directory / str(turn)) as cluster:
+            leader = cluster.leader()
+            token = int(leader.put("lock", b"x").headers["etag"].strip('"'))
+            wrk(leader.address, 64, 1, A_WRITE % (0, token, WRITES["plain"]))
+            for what, format in WRITES.items():
+                figures = wrk(leader.address, 64, 4, A_WRITE % (0, token, format))
+                assert figures.failed == 0, (what, figures)
+                rates.setdefault(what, []).append(figures.rate)
+    for what, found in rates.items():
+        print(f"{what}: {median(found):,.0f} writes/s; ratio {median(found) / median(rates['plain']):.2f}", flush=True)
+
+
 def batches(directory):
     for size in (1, 3):
-        for order, key in (("in order", "number"), ("at random", "math.random(999999999)")):
+        for order, key, more in (("in order", "number", ""), ("in order, to expire", "number", ', "ttl": "1h"'),
+                                 ("at random", "math.random(999999999)", "")):
             here = directory / f"{size} {order}"
             here.mkdir()
             with Cluster(here, size) as cluster:
-                rates = [100 * wrk(cluster.leader().address, 16, 6, BATCHES % (start * 10**8, "load/", "", key)).rate for start in range(3)]
+                rates = [100 * wrk(cluster.leader().address, 16, 6, BATCHES % (start * 10**8, "load/", more, key)).rate
+                         for start in range(3)]
             print(f"{size} nodes, keys {order}: {median(rates):,.0f} keys/s (median; {min(rates):,.0f} to {max(rates):,.0f})", flush=True)
 
 
@@ -487,8 +524,8 @@ def _cpu_seconds(server):
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-MEASURES = {measure.__name__: measure for measure in (failover, partition, restart, bounded, memory, flat, beside, batches, expiry, prefix,
-                                                 watch, load, join, idle)}
+MEASURES = {measure.__name__: measure for measure in (failover, partition, restart, bounded, memory, flat, beside, writes, batches, expiry,
+                                                 prefix, watch, load, join, idle)}
 
 
 def main():

@@ -151,11 +151,14 @@ def one_after_the_other(*answers):
     return lambda asked: left.pop(0) if len(left) > 1 else left[0]
 
 
+_BOUND = []  # as long as these are, nobody else gets their ports
+
+
 def nobody():
     """An address on which nobody listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
+    _BOUND.append(probe := socket.socket())
+    probe.bind(("127.0.0.1", 0))
+    return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
 @contextmanager

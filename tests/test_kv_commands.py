@@ -59,6 +59,14 @@ def test_what_comes_of_a_plain_write_is_known_beforehand(command):
     assert foresee(7, encode(command)) == Outcome("written", 7)
 
 
+@pytest.mark.parametrize("time", [0, 1, 2**62])
+def test_what_comes_of_what_expires_is_known_beforehand(time):
+    for ttl in (0, 5):
+        assert foresee(7, encode(Request(Set("Köln", ALL_BYTES, ttl=ttl), time))) == Outcome("written", 7)
+        batch = Transaction((), (Set("k", b"v", ttl=ttl), Set("l", b"", ttl=9)))
+        assert foresee(7, encode(Request(batch, time))) == Outcome("transacted", 7, (True, (True, True)))
+
+
 @pytest.mark.parametrize("sets", [
     (), (Set("k", b"v"),), (Set("Köln", ALL_BYTES), Set("k", b""), Set("k" * 4096, b"v"), Set("k", b"w"))], ids=len)
 def test_what_comes_of_a_plain_batch_is_known_beforehand(sets):
@@ -68,7 +76,12 @@ def test_what_comes_of_a_plain_batch_is_known_beforehand(sets):
 DEPENDING = (
     Transaction((If("k", "exists", True),), (Set("k", b"v"),)), Transaction((), (Set("k", b"v", ttl=5),)),
     Transaction((), (Set("k", b"v"), Get("k"))), Transaction((), (Set("k", b"v"), Delete("k"))), Transaction((), (), (Set("k", b"v"),)),
-    Request(Transaction((), (Set("k", b"v"),)), key="k"),
+    *(Request(what, time, key, fence) for what in (Set("k", b"v", ttl=5), Transaction((), (Set("k", b"v", ttl=5),)))
+      for time, key, fence in ((0, "k", None), (9, "k", None), (9, "", Fence("k", 1)))),
+    *(Request(what, 9) for what in (
+        Set("k", b"v", Conditions(if_match="*"), 5), Touch("k", 5), Delete("k"), DeletePrefix("k"), Expire(),
+        Transaction((If("k", "exists", True),), (Set("k", b"v", ttl=5),)), Transaction((), (Set("k", b"v", ttl=5), Get("k"))),
+        Transaction((), (), (Set("k", b"v", ttl=5),)))),
 )
 
 
@@ -79,6 +92,8 @@ DEPENDING = (
     *map(encode, DEPENDING),
     b"", b"\x01\x01", b"\x01\x01\x00", b"\x01\x01\x00\x00", b"\x02\x01\x00\x00\x01kv", b"\x01\x63\x00\x00\x01kv",
     b"\x01\x01\x00\x00\x05kv", b"\x01\x01\x00\x00\x01\xffv", b"\x01\x0a\x00\x00\x00\x00\x00",
+    encode(Request(Set("k", b"v", ttl=5), 9))[:-8], encode(Request(Set("k", b"v", ttl=5), 9))[:20],
+    encode(Request(Set("k", b"v"), 9))[:-7] + b"\x63\x00\x00\x01kv",
 ])
 def test_what_depends_on_the_state_or_is_no_command_is_not_foreseen(data):
     assert foresee(7, data) is None

@@ -20,7 +20,7 @@ from waitress import wasyncore
 from cluster import Client, Cluster, holds_for, wait_until
 from raftd import errors, lane, listener
 from raftd.config import Settings
-from raftd.kv import Delete, Found, Get, Outcome, Request, Set, Transaction, decode
+from raftd.kv import Conditions, Delete, Fence, Found, Get, Outcome, Request, Set, Transaction, decode
 from raftd.web import create_app
 from test_web import Applied, StubNode
 
@@ -246,6 +246,78 @@ def test_a_write_with_an_idempotency_key_is_answered_as_flask_answers_it(node, p
         assert [call[:2] for call in node.calls[-3:]] == [("submit", expected), ("submit", expected), ("propose", expected)]
 
 
+ON_CONDITIONS = {
+    'If-Match: "41"': ('"41"', None, None), 'If-Match:"41" ': ('"41"', None, None), "if-match: *": ("*", None, None),
+    "If-None-Match: *": (None, "*", None),
+    'IF-NONE-MATCH: W/"40","41"': (None, (40, 41), None), "X-Raft-Fence: lock/%C3%A4=7": (None, None, Fence("lock/ä", 7)),
+    'X-Raft-Fence: a=7\r\nIf-Match: "41"\r\nIf-None-Match: "40"\r\nIdempotency-Key: k': ('"41"', (40,), Fence("a", 7)),
+}
+
+
+@pytest.mark.parametrize("more", ["", "Transfer-Encoding: chunked\r\n"], ids=["taken as it came", "read by waitress"])
+@pytest.mark.parametrize("fields", ON_CONDITIONS, ids=lambda fields: fields[:30])
+@pytest.mark.parametrize("outcome", [Outcome("written", 1041), Outcome("deleted", 1041), Outcome("refused", 41), Outcome("refused", 0),
+                                     Outcome("fenced", 9), Outcome("fenced", 0), Outcome("refused", 41, replayed=True)], ids=str)
+def test_a_write_on_a_condition_is_answered_as_flask_answers_it(node, port, outcome, fields, more):
+    node.outcome = outcome
+    if_match, if_none_match, fence = ON_CONDITIONS[fields]
+    conditions = Conditions((41,) if if_match == '"41"' else if_match, if_none_match)
+    length, body = ("", b"3\r\nbar\r\n0\r\n\r\n") if more else ("Content-Length: 3\r\n", b"bar")
+    for method, command in (("PUT", Set("a", b"bar", conditions)), ("DELETE", Delete("a", conditions))):
+        answers = []
+        for how in (PLAIN, NOT_PLAIN):
+            with Wire(port) as wire:
+                wire.send(f"{method} /db/a HTTP/1.1\r\nHost: h\r\n{length}{fields}\r\n{more}{how}\r\n".encode() + body)
+                answers.append(without_date(wire.answer()))
+        assert answers[0] == answers[1]
+        assert status_of(answers[0]) == (412 if outcome.kind in ("refused", "fenced") else 200)
+        expected = Request(command, 0, "k" if "Idempotency-Key" in fields else "", fence) if fence else command
+        assert [call[:2] for call in node.calls[-2:]] == [("submit", expected), ("propose", expected)]
+
+
+@pytest.mark.parametrize("more", ["", "Idempotency-Key: k\r\n", 'If-Match: "41"\r\n', "X-Raft-Fence: a=7\r\n"])
+@pytest.mark.parametrize(("text", "ttl"), [("1ms", 1), ("30s", 30_000), ("24h", 86_400_000)])
+def test_a_write_that_lasts_for_a_time_is_answered_as_flask_answers_it(node, port, text, ttl, more):
+    """With the time of a leader who has heard what those before it have said."""
+    terms, node.state_machine.clock.lead = [], lambda term: terms.append(term) or 1000 + term
+    mine, theirs = (asked(port, "PUT", f"/db/a?ttl={text}", b"bar", more + how) for how in (PLAIN, NOT_PLAIN))
+    assert without_date(mine) == without_date(theirs) and status_of(mine) == 200
+    (how, command), (_, same, _) = node.calls
+    assert (how, terms) == ("submit", [7, 7]) and command == same
+    assert (command.time, command.command.ttl, command.command.value) == (1007, ttl, b"bar")
+
+
+@pytest.mark.parametrize("failure", [errors.NoQuorum("not applied yet"), errors.StorageFailed("an I/O error"), errors.Stopping()], ids=str)
+@pytest.mark.parametrize(("target", "body"), [("/db/a?ttl=5s", b"x"), ("/txn", b'{"then": [{"get": "a"}]}')])
+def test_who_needs_a_time_that_is_not_known_yet_goes_to_flask_which_waits(node, port, target, body, failure):
+    node.outcome = Outcome("transacted", 40, (True, (Found(b"1", 7, 40, 7, 1),))) if target == "/txn" else node.outcome
+
+    def term_in_charge(timeout):
+        if timeout < 1:
+            raise failure
+        return 7, timeout
+    node.term_in_charge = term_in_charge
+    assert status_of(asked(port, "POST", target, body)) == 200
+    [(how, command, _)] = node.calls
+    assert how == "propose" and command.time == 1007
+
+
+@pytest.mark.parametrize(("method", "query"), [
+    ("GET", "ttl=5s"), ("DELETE", "ttl=5s"), ("PUT", "ttl=5"), ("PUT", "ttl=0s"), ("PUT", "ttl=1.5s"), ("PUT", "ttl=99999999h"),
+    ("PUT", "ttl=5s&touch"), ("PUT", "ttl=5s&ttl=6s"), ("PUT", "ttl="), ("PUT", "level=stale&ttl=5s")])
+def test_a_time_to_live_that_is_not_plain_goes_to_flask(node, port, method, query):
+    mine, theirs = (asked(port, method, f"/db/a?{query}", b"x", how) for how in (PLAIN, NOT_PLAIN))
+    assert without_date(mine) == without_date(theirs) and "submit" not in node.how()
+    assert status_of(mine) == (200 if query == "ttl=1.5s" else 400)
+
+
+def test_what_comes_with_a_write_means_nothing_to_a_read(node, port):
+    more = 'If-None-Match: "41"\r\nIf-Match: "7"\r\nIdempotency-Key: k\r\nX-Raft-Fence: a=7\r\n'
+    mine, theirs = (asked(port, "GET", "/db/a", more=more + how) for how in (PLAIN, NOT_PLAIN))
+    assert without_date(mine) == without_date(theirs) and status_of(mine) == 200
+    assert node.how() == {"submit_read", "read"}
+
+
 def test_a_head_with_an_idempotency_key_first_or_last_is_taken_and_is_as_long_as_it_says(node, port):
     for fields in ("Idempotency-Key: k\r\nHost: h\r\nContent-Length: 3", "Host: h\r\nContent-Length: 3\r\nIdempotency-Key: k",
                    "Content-Length: 3\r\nIdempotency-Key: k\r\nHost: h"):
@@ -255,16 +327,17 @@ def test_a_head_with_an_idempotency_key_first_or_last_is_taken_and_is_as_long_as
     assert node.calls == 6 * [("submit", Request(Set("a", b"bar"), 0, "k"))]
 
 
-def test_each_idempotency_key_is_another_and_only_the_rest_of_the_head_is_remembered(node, port, monkeypatch):
+def test_what_a_write_says_is_another_each_time_and_only_the_rest_of_the_head_is_remembered(node, port, monkeypatch):
     looked_at, length_in = [], lane.Lane._length_in
-    monkeypatch.setattr(lane.Lane, "_length_in", lambda one, channel, fields: looked_at.append(fields) or length_in(one, channel, fields))
+    monkeypatch.setattr(lane.Lane, "_length_in", lambda one, channel, lines: looked_at.append(lines) or length_in(one, channel, lines))
     with Wire(port) as wire:
-        for number in range(20):
-            wire.send(request("POST", "/db/a", b"x", f"Idempotency-Key: {number}\r\n"))
-            assert status_of(wire.answer()) == 200
-        wire.send(request("POST", "/db/a", b"x"))
-        assert status_of(wire.answer()) == 200
-    assert node.calls == [*(("submit", Request(Set("a", b"x"), 0, str(number))) for number in range(20)), ("submit", Set("a", b"x"))]
+        for number in range(1, 21):
+            for more in (f"Idempotency-Key: {number}\r\n", f'If-Match: "{number}"\r\n', f"X-Raft-Fence: a={number}\r\n", ""):
+                wire.send(request("POST", "/db/a", b"x", more))
+                assert status_of(wire.answer()) == 200
+    plain = Set("a", b"x")
+    assert [command for _, command in node.calls] == [command for number in range(1, 21) for command in (
+        Request(plain, 0, str(number)), Set("a", b"x", Conditions((number,))), Request(plain, 0, "", Fence("a", number)), plain)]
     assert len(looked_at) == 1
 
 
@@ -275,18 +348,22 @@ TRANSACTIONS = [
     ({"if": [{"key": "a", "value": "1"}, {"key": "a", "index": 7}], "then": [{"delete": '"'}]}, (True, (False,))),
     ({"if": [{"key": "a", "index": 7}], "then": [{"delete": "a"}]}, (False, ())),
     ({"then": [{"set": f"key {number}", "value": "x" * 100} for number in range(128)]}, (True, (True,) * 128)),
+    ({"then": [{"get": "a"}, {"get": "b"}, {"delete": "b"}]}, (True, (Found(b"\xff", 7, 40, 6, 2, 1.5), Found(None, 0, 40), False))),
+    ({"if": [{"key": "a", "exists": True}], "else": [{"g\u0065t": "b"}]}, (False, (Found("ž".encode(), 7, 40, 7, 1),))),
+    ({"then": [{"set": "a", "value": "1", "ttl": "5s"}, {"set": "b", "value": "1"}]}, (True, (True, True))),
 ]
 
 
 @pytest.mark.parametrize("replayed", [False, True])
 @pytest.mark.parametrize("field", ["", "Idempotency-Key: k\r\n"], ids=["without a key", "with one"])
 @pytest.mark.parametrize(("members", "detail"), TRANSACTIONS, ids=lambda value: str(value)[:40])
-def test_a_transaction_that_only_writes_is_answered_as_flask_answers_it(node, port, members, detail, field, replayed):
+def test_a_transaction_is_answered_as_flask_answers_it(node, port, members, detail, field, replayed):
     node.outcome, body = Outcome("transacted", 40, detail, replayed), json.dumps(members).encode()
     curl = f"Content-Type: application/x-www-form-urlencoded\r\nAccept: */*\r\n{field}"
     mine, theirs = (asked(port, "POST", "/txn", body, curl + more) for more in (PLAIN, NOT_PLAIN))
     (how, command), (_, same, _) = node.calls
-    assert how == "submit" and command == same and (type(command) is Request) == bool(field)
+    assert how == "submit" and command == same and (type(command) is Request) == bool(field or re.search(rb'"(get|ttl)"', body))
+    assert type(command) is not Request or (command.time > 0) == bool(re.search(rb'"(get|ttl)"', body))
     assert without_date(mine) == without_date(theirs)
     assert (status_of(mine), header(mine, "Content-Type"), header(mine, "X-Raft-Index")) == (200, "application/json", "1041")
     assert header(mine, "Idempotent-Replay") == ("true" if replayed else None)
@@ -295,9 +372,8 @@ def test_a_transaction_that_only_writes_is_answered_as_flask_answers_it(node, po
 
 
 @pytest.mark.parametrize("body", [
-    b'{"then": [{"get": "a"}]}', b'{"then": [{"set": "a", "value": "1"}], "else": [{"g\\u0065t": "b"}]}',
-    b'{"then": [{"set": "a", "value": "1", "ttl": "5s"}]}', b'{"then": [{"set": "a", "value": "1", "\\u0074tl": "5s"}]}',
-    b"", b"{}", b"no JSON", b"[]", b'{"then": [{"set": ""}]}', b'{"then": [{"set": "a", "value": "1"}], "more": []}', b'{"then": 1}',
+    b"", b"{}", b'{"then": [{"set": "a", "value": "1", "ttl": "0s"}]}',
+ b"no JSON", b"[]", b'{"then": [{"set": ""}]}', b'{"then": [{"set": "a", "value": "1"}], "more": []}', b'{"then": 1}',
     b'{"then": [' + b'{"delete": "a"},' * 128 + b'{"delete": "a"}]}', b"[" * 60_000, b'{"if": [{"key": "a", "exists": true}]}',
 ], ids=lambda body: body[:70])
 def test_a_transaction_that_is_not_plain_goes_to_flask(node, port, body):
@@ -305,6 +381,12 @@ def test_a_transaction_that_is_not_plain_goes_to_flask(node, port, body):
     mine, theirs = (asked(port, "POST", "/txn", body, more) for more in (PLAIN, NOT_PLAIN))
     assert "submit" not in node.how()
     assert without_date(mine) == without_date(theirs)
+
+
+@pytest.mark.parametrize("field", ['If-Match: "41"', "If-None-Match: *"])
+def test_a_transaction_with_a_condition_of_a_key_is_refused(node, port, field):
+    mine, theirs = (asked(port, "POST", "/txn", b'{"then": [{"delete": "a"}]}', f"{field}\r\n{more}") for more in (PLAIN, NOT_PLAIN))
+    assert without_date(mine) == without_date(theirs) and (status_of(mine), node.calls) == (400, [])
 
 
 @pytest.mark.parametrize(("method", "target"), [
@@ -446,10 +528,10 @@ def test_a_write_has_no_level(node, port, method):
     assert (status_of(answer), header(answer, "X-Raft-Error"), node.calls) == (400, "bad_request", [])
 
 
-UNUSUAL = ['If-Match: "41"', "If-None-Match: *", "Accept: application/json", "Accept: application/JSON",
+UNUSUAL = ['If-Match: "41", "42"', "If-Match: 41", 'If-Match: "41"\r\nif-match: "42"', "If-None-Match: *, *",
+           "Accept: application/json", "Accept: application/JSON", "Accept: text/plain;q=0.5, application/problem+json",
            "Idempotency-Key: a, b", "Idempotency-Key:", "Idempotency-Key: \xfc", f"Idempotency-Key: {'x' * 256}",
-           "Idempotency-Key: k\r\nidempotency-key: l", "Idempotency-Key: k\r\nIf-Match: *",
-           "Accept: text/plain;q=0.5, application/problem+json", "X-Raft-Fence: a=7"]
+           "Idempotency-Key: k\r\nidempotency-key: l", "Idempotency-Key: k\r\nIf-Match: 7", "X-Raft-Fence: a=7, b=8", "X-Raft-Fence: a"]
 
 
 @pytest.mark.parametrize("field", UNUSUAL)
@@ -459,8 +541,8 @@ def test_a_request_with_an_unusual_header_goes_to_flask(node, port, field):
         mine, theirs = (asked(port, method, "/db/a", b"x", f"{field}\r\n{more}") for more in (PLAIN, NOT_PLAIN))
         assert without_date(mine) == without_date(theirs)
         assert "submit" not in node.how()
-    if field.startswith("If-"):
-        assert (status_of(mine), header(mine, "ETag")) == (412, '"41"')
+        if field.startswith("If-Match: \""):
+            assert (status_of(mine), header(mine, "ETag")) == (412, '"41"')
 
 
 def test_other_methods_go_to_flask(node, port):
@@ -546,8 +628,9 @@ def test_heads_that_are_nearly_the_same_are_told_apart(node, port):
         assert status_of(asked(port, "POST", "/db/a", b"x")) == 200
         assert status_of(asked(port, "POST", "/db/a", b"xyz")) == 200
         assert status_of(asked(port, "POST", "/db/a", b"x", 'If-Match: "1"\r\n')) == 200
-    plain, conditional = [("submit", Set("a", b"x")), ("submit", Set("a", b"xyz"))], node.calls[2]
-    assert conditional[0] == "propose" and node.calls == 2 * [*plain, conditional]
+        assert status_of(asked(port, "POST", "/db/a", b"x", NOT_PLAIN)) == 200
+    assert node.calls == 2 * [("submit", Set("a", b"x")), ("submit", Set("a", b"xyz")), ("submit", Set("a", b"x", Conditions((1,)))),
+                              ("propose", Set("a", b"x"), 5.0)]
 
 
 def test_more_heads_than_are_remembered(node, port, monkeypatch):
@@ -921,21 +1004,24 @@ def test_who_wakes_a_listener_that_does_not_look_does_not_wait():
 @pytest.mark.cluster
 def test_a_real_server_answers_the_same_with_and_without_the_lane(tmp_path):
     steps = [("GET", None), ("POST", b"one"), ("GET", None), ("PUT", bytes(range(256))), ("GET", None), ("DELETE", None), ("GET", None),
-             ("DELETE", None), ("POST", b"")]
+             ("DELETE", None), ("POST", b""), ("PUT", b"x", "If-None-Match: *"), ("PUT", b"two", 'If-Match: "{etag}"'),
+             ("PUT", b"x", 'If-Match: "1"'), ("DELETE", None, 'If-Match: "1"'), ("PUT", b"three", "X-Raft-Fence: mine={created}"),
+             ("PUT", b"x", "X-Raft-Fence: mine=1"), ("PUT", b"x", "X-Raft-Fence: none=1"), ("GET", None),
+             ("DELETE", None, 'If-Match: "{etag}"'), ("PUT", b"x", 'If-Match: "{etag}"'), ("PUT", b"x", "If-None-Match: *")]
     with Cluster(tmp_path, 1) as cluster:
-        for how, key in (((PLAIN, ""), "mine"), ((NOT_PLAIN, "?timeout=5s"), "theirs")):
-            answers = []
-            for method, body in steps:
-                status, lines, value = asked(cluster[1].port, method, f"/db/{key}{how[1]}", body, how[0])
-                lines = [re.sub(r"^(X-Raft-Index|ETag): \S+", r"\1", line, flags=re.IGNORECASE) for line in lines]
-                answers.append(without_date((status, lines, value)))
-            if key == "mine":
-                mine = answers
-        assert mine == answers
-        assert [int(answer[0].split()[1]) for answer in mine] == [404, 200, 200, 200, 200, 200, 404, 404, 200]
+        for number in range(10):
+            assert cluster[1].put(f"before{number}", b"x").status == 200  # all indexes have two digits
+        mine, theirs = (list(_single_keys(cluster[1].port, steps, *how)) for how in ((PLAIN, ""), (NOT_PLAIN, "?timeout=5s")))
+        assert mine == theirs
+        assert [status_of(answer) for answer in mine] == [
+            404, 200, 200, 200, 200, 200, 404, 404, 200, 412, 200, 412, 412, 200, 412, 412, 200, 200, 412, 200]
+        assert mine[16][2] == b"three"
         mine, theirs = (list(_transactions(cluster[1].port, how)) for how in (PLAIN, NOT_PLAIN))
-        assert mine == theirs and [int(answer[0].split()[1]) for answer in mine] == [200, 200, 200, 200, 422, 200]
-        assert [header(answer, "Idempotent-Replay") for answer in mine] == [None, None, None, "true", None, None]
+        assert mine == theirs and [status_of(answer) for answer in mine] == [200, 200, 200, 200, 422, 200, 200, 200]
+        assert [header(answer, "Idempotent-Replay") for answer in mine] == [None, None, None, "true", None, None, None, None]
+        for query in ("ttl=1h", "ttl=1h&timeout=5s"):
+            assert status_of(asked(cluster[1].port, "PUT", f"/db/lasts?{query}", b"x")) == 200
+            assert 3590 < float(header(asked(cluster[1].port, "GET", "/db/lasts"), "X-Raft-Expires-In")) <= 3600
         client = http.client.HTTPConnection("127.0.0.1", cluster[1].port, timeout=5)
         for number in range(100):
             client.request("POST", f"/db/k{number}", b"x")
@@ -947,6 +1033,21 @@ def test_a_real_server_answers_the_same_with_and_without_the_lane(tmp_path):
         client.close()
 
 
+def _single_keys(port, steps, more, query):
+    """The answers to *steps*, in which {etag} is that of the last write and {created} that of the first since there was no such key."""
+    etag = created = "0"
+    for method, body, *fields in steps:
+        said = "".join(f"{field.format(etag=etag, created=created)}\r\n" for field in fields)
+        answer = asked(port, method, f"/db/mine{query}", body, said + more)
+        if method != "GET" and status_of(answer) == 200:
+            etag = (header(answer, "ETag") or '"0"').strip('"')
+            created = etag if method == "DELETE" or created == "0" else created
+        status, lines, value = answer
+        lines = [re.sub(r"^(X-Raft-Index|ETag): \S+", r"\1", line, flags=re.IGNORECASE) for line in lines]
+        yield without_date((status, lines, re.sub(rb"written at \d+|created at \d+", b"", value)))
+    assert status_of(asked(port, "DELETE", "/db/mine")) == 200
+
+
 def _transactions(port, how):
     """The answers to some transactions that do the same each time."""
     key = f"Idempotency-Key: {'lane' if how == PLAIN else 'flask'}\r\n"
@@ -955,10 +1056,12 @@ def _transactions(port, how):
         ("", {"if": [{"key": "t", "value": "2"}], "else": [{"delete": "u"}, {"delete": "none"}]}),
         (key, {"then": [{"delete": "t"}]}), (key, {"then": [{"delete": "t"}]}), (key, {"then": [{"delete": "u"}]}),
         ("", {"if": [{"key": "t", "exists": True}], "then": [{"delete": "t"}]}),
+        ("", {"then": [{"set": "t", "value": "1", "ttl": "1h"}, {"set": "u", "value": "\0"}]}),
+        ("", {"if": [{"key": "t", "value": "1"}], "then": [{"get": "u"}, {"get": "none"}, {"delete": "t"}], "else": [{"get": "t"}]}),
     ):
         status, lines, body = asked(port, "POST", "/txn", json.dumps(members).encode(), more + how)
         lines = [re.sub(r"^(X-Raft-Index): \S+", r"\1", line) for line in lines]
-        yield without_date((status, lines, re.sub(rb'"index": \d+', b'"index"', body)))
+        yield without_date((status, lines, re.sub(rb'"(index|created_index)": \d+', rb'"\1"', body)))
 
 
 def test_answers_that_are_sent_hold_no_memory(tmp_path):

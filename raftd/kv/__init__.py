@@ -1,8 +1,8 @@
 """The key/value state machine: what a command means, and the file that holds the keys and values."""
 
 from raftd.kv.commands import (
-    Changes, Conditions, Delete, DeletePrefix, Expire, Fence, Found, Get, HasChanged, History, If, Item, List, Listed, Outcome, Request,
-    Set, Touch, Transaction, UnknownCommand,
+    UNCONDITIONAL, Changes, Conditions, Delete, DeletePrefix, Expire, Fence, Found, Get, HasChanged, History, If, Item, List, Listed,
+    Outcome, Request, Set, Touch, Transaction, UnknownCommand,
 )
 from raftd.kv.database import CHANGE_KINDS, MOST_CHANGES_OF_AN_ENTRY, Position, change_id, index_of
 from raftd.kv.encoding import decode, encode
@@ -39,6 +39,7 @@ __all__ = [
     "Snapshot",
     "Touch",
     "Transaction",
+    "UNCONDITIONAL",
     "UnknownCommand",
     "change_id",
     "decode",

@@ -34,11 +34,13 @@ _NONE, _ANY, _LISTED = 0, 1, 2  # what a condition asks for: nothing; that there
 _PREFIX = struct.Struct(">BBBH")
 _KEY_AT = _PREFIX.size
 _PLAIN_SET, _MANY_SETS = bytes((_VERSION, _SET, 0)), bytes((_VERSION, _SET_MANY))  # how that begins which is written most
+_A_REQUEST = bytes((_VERSION, _REQUEST))
 _IS_READING = bytes((_READING,))
 _MAY_READ = {_IS_READING, bytes((_REQUEST,))}
 MAX_READING = 16  # commands, among those that are done together, whose outcome may be much larger than they are
 _COUNT = struct.Struct(">I")
 _NUMBER = struct.Struct(">Q")
+_SAID_AT, _NOTHING_SAID = _PREFIX.size + _NUMBER.size, bytes(16)  # in a Request: that it has neither idempotency key nor fence
 _PART = struct.Struct(">BI")  # of a transaction: what it is, the length of its key
 _LARGEST_INDEX = 2**63 - 1  # of SQLite
 _IF_INDEX, _IF_EXISTS, _IF_VALUE, _PART_SET, _PART_DELETE, _PART_GET = range(1, 7)
@@ -205,9 +207,22 @@ def foresee(index, data):
         if data[:2] == _MANY_SETS:
             (count,) = _COUNT.unpack_from(data, _PREFIX.size)
             return Outcome("transacted", index, (True, (True,) * count))
-        return Outcome("written", index) if data[:3] == _PLAIN_SET and decode(data) else None
+        if data[:3] == _PLAIN_SET:
+            return decode(data) and Outcome("written", index)
+        if data[:2] == _A_REQUEST and data[_SAID_AT:_SAID_AT + len(_NOTHING_SAID)] == _NOTHING_SAID:
+            return _foresee(index, decode(data).command)
     except (struct.error, UnknownCommand):
-        return None
+        pass
+    return None
+
+
+def _foresee(index, command):
+    match command:
+        case Set(conditions=conditions) if conditions is UNCONDITIONAL:
+            return Outcome("written", index)
+        case Transaction((), then, ()) if all([type(part) is Set for part in then]):
+            return Outcome("transacted", index, (True, (True,) * len(then)))
+    return None
 
 
 def _unknown(what):

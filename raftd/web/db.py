@@ -59,10 +59,10 @@ def put(key):
     how = how_to_write(ttl=0, touch=False)
     key, value = key_of(key), value_of_body()
     if not how["touch"]:
-        return write(Set(key, value, conditions(), how["ttl"]), how["timeout"])
+        return write(Set(key, value, conditions(request.headers), how["ttl"]), how["timeout"])
     if value or not how["ttl"]:
         raise BadRequest("touch takes no value, but a ttl")
-    return write(Touch(key, how["ttl"], conditions()), how["timeout"])
+    return write(Touch(key, how["ttl"], conditions(request.headers)), how["timeout"])
 
 
 @blueprint.delete("/<raftd_key:key>")
@@ -70,14 +70,14 @@ def delete(key):
     if not key:
         return _delete_prefix()
     how = how_to_write()
-    return write(Delete(key_of(key), conditions()), how["timeout"])
+    return write(Delete(key_of(key), conditions(request.headers)), how["timeout"])
 
 
 def _delete_prefix():
     """Remove all keys that begin with a prefix, in one entry."""
     check_target()
     how = how_to_write(prefix=None, all=False)
-    no_conditions()
+    no_conditions(request.headers)
     if how["prefix"] is None:
         raise BadRequest("a key must not be empty; all keys that begin with P are deleted by ?prefix=P")
     if not how["prefix"] and not how["all"]:

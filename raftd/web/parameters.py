@@ -225,33 +225,6 @@ _PARSERS = {"level": _level, "wait": _wait, "since": str, "timeout": _timeout, "
             **{name: _flag(name) for name in ("redirect", "keys_only", "all", "touch")}}
 
 
-def wants_redirect():
-    """Whether the request asks to be sent on to the leader."""
-    return "redirect" in request.args and _PARSERS["redirect"](request.args["redirect"])
-
-
-def conditions():
-    """What If-Match and If-None-Match ask for."""
-    return Conditions(_entity_tags("If-Match", weak_too=False), _entity_tags("If-None-Match", weak_too=True))
-
-
-def _entity_tags(header, weak_too):
-    """None, ``"*"``, or the log indexes named; a tag that cannot be one of ours matches nothing.
-
-    A proxy that compresses makes tags weak: such a one still says which version the client has, but not that it has its bytes
-    (RFC 9110, sections 13.1.1 and 13.1.2).
-    """
-    text = request.headers.get(header)
-    if text is None or text.strip() == "*":
-        return text and "*"
-    if not _ENTITY_TAGS.fullmatch(text):
-        raise BadRequest(f'{header} is * or entity tags such as "42", with the quotes')
-    tags = _ENTITY_TAG.findall(text)
-    if len(tags) > MAX_ENTITY_TAGS:
-        raise BadRequest(f"{header} has more than {MAX_ENTITY_TAGS} entity tags")
-    return tuple(int(tag) for weak, tag in tags if (weak_too or not weak) and _OUR_TAG.fullmatch(tag))
-
-
 _OF_A_READ = {"level", "min_index", "timeout", "wait", "index"}
 
 
@@ -268,16 +241,46 @@ def wait_of(path, query):
     return None
 
 
-def no_conditions():
+def wants_redirect():
+    """Whether the request asks to be sent on to the leader."""
+    return "redirect" in request.args and _PARSERS["redirect"](request.args["redirect"])
+
+
+# Of the header fields of a write, which are anything with ``get``
+
+
+def conditions(fields):
+    """What If-Match and If-None-Match ask for."""
+    return Conditions(_entity_tags(fields, "If-Match", weak_too=False), _entity_tags(fields, "If-None-Match", weak_too=True))
+
+
+def _entity_tags(fields, header, weak_too):
+    """None, ``"*"``, or the log indexes named; a tag that cannot be one of ours matches nothing.
+
+    A proxy that compresses makes tags weak: such a one still says which version the client has, but not that it has its bytes
+    (RFC 9110, sections 13.1.1 and 13.1.2).
+    """
+    text = fields.get(header)
+    if text is None or text.strip() == "*":
+        return text and "*"
+    if not _ENTITY_TAGS.fullmatch(text):
+        raise BadRequest(f'{header} is * or entity tags such as "42", with the quotes')
+    tags = _ENTITY_TAG.findall(text)
+    if len(tags) > MAX_ENTITY_TAGS:
+        raise BadRequest(f"{header} has more than {MAX_ENTITY_TAGS} entity tags")
+    return tuple(int(tag) for weak, tag in tags if (weak_too or not weak) and _OUR_TAG.fullmatch(tag))
+
+
+def no_conditions(fields):
     """For a request that cannot have any."""
     for header in ("If-Match", "If-None-Match"):
-        if header in request.headers:
+        if fields.get(header) is not None:
             raise BadRequest(f"{header} is for a single key")
 
 
-def idempotency_key():
+def idempotency_key(fields):
     """The key under which this request may be sent again; "" if it has none."""
-    key = request.headers.get("Idempotency-Key")
+    key = fields.get("Idempotency-Key")
     if key is None:
         return ""
     key = key.strip(" \t")  # of HTTP; more of what Python takes for a space may be a part of a letter in UTF-8
@@ -289,9 +292,9 @@ def idempotency_key():
 _FENCE = re.compile(r"([\x21-\x7e]+)=([1-9][0-9]{0,17})")
 
 
-def fence():
+def fence(fields):
     """What X-Raft-Fence asks for, or None."""
-    text = request.headers.get("X-Raft-Fence")
+    text = fields.get("X-Raft-Fence")
     if text is None:
         return None
     match = _FENCE.fullmatch(text)

@@ -2,11 +2,10 @@
 
 import base64
 import binascii
-import re
 
-from flask import Blueprint
+from flask import Blueprint, request
 
-from raftd.errors import BadRequest, RaftdError, TooLarge
+from raftd.errors import BadRequest, TooLarge
 from raftd.kv import Delete, Get, If, Set, Transaction
 from raftd.web.current import current_node
 from raftd.web.parameters import body, checked_key, json_object, no_conditions, shown, ttl
@@ -15,7 +14,6 @@ from raftd.web.writes import how_to_write, write
 MAX_BODY_BYTES = 1 << 20
 MAX_PARTS = 128  # of each of the three lists
 LARGEST_INDEX = 2**63 - 1
-_READS_OR_LASTS = re.compile(rb'"(?:get|ttl)"')  # nearly all that do say so
 
 blueprint = Blueprint("raftd_txn", __name__)
 
@@ -23,36 +21,24 @@ blueprint = Blueprint("raftd_txn", __name__)
 @blueprint.post("/txn")
 def transact():
     """If all conditions hold do all of ``then``, else all of ``else``."""
-    no_conditions()
+    no_conditions(request.headers)
     how = how_to_write()
-    transaction, largest = _transaction(body(MAX_BODY_BYTES, "a JSON body")), current_node().settings.max_value_bytes
-    if any([type(part) is Set and len(part.value) > largest for part in transaction.then + transaction.otherwise]):
+    asked, largest = transaction(body(MAX_BODY_BYTES, "a JSON body")), current_node().settings.max_value_bytes
+    if any([type(part) is Set and len(part.value) > largest for part in asked.then + asked.otherwise]):
         raise TooLarge(f"a value is at most {largest} bytes long")
-    return write(transaction, how["timeout"])
+    return write(asked, how["timeout"])
 
 
-def plain_transaction(data):
-    """The Transaction that *data*, a body not larger than a value may be, asks for, if it only writes, and for good; None if a view should
-    look at it."""
-    if _READS_OR_LASTS.search(data):
-        return None
-    try:
-        transaction = _transaction(data)
-    except RaftdError:
-        return None
-    parts = transaction.then + transaction.otherwise
-    return None if any([type(part) is Get or type(part) is Set and part.ttl for part in parts]) else transaction
-
-
-def _transaction(data):
+def transaction(data):
+    """The Transaction that *data* asks for. Its values may be too large, but no larger than *data*."""
     asked = json_object(data)
     for name in asked:
         if name not in ("if", "then", "else"):
             raise BadRequest(f"there is no member {shown(name)} here; known: if, then, else")
-    transaction = Transaction(_parts(asked, "if", _condition), _parts(asked, "then", _operation), _parts(asked, "else", _operation))
-    if not transaction.then and not transaction.otherwise:
+    found = Transaction(_parts(asked, "if", _condition), _parts(asked, "then", _operation), _parts(asked, "else", _operation))
+    if not found.then and not found.otherwise:
         raise BadRequest('a transaction has operations in "then" or "else"')
-    return transaction
+    return found
 
 
 def _parts(asked, name, part):

@@ -1,5 +1,7 @@
 """What every write has in common: the headers that may come with it, and what is answered. Must not know what paths there are."""
 
+from flask import request
+
 from raftd.errors import IdempotencyMismatch, NotFound, PreconditionFailed, TooLarge
 from raftd.kv import Get, Request, Set, Touch, Transaction, encode
 from raftd.web.answers import done_answer, error_answer, json_answer, json_text_answer, transacted_body
@@ -14,27 +16,38 @@ def how_to_write(**more):
 
 def write(command, timeout):
     """Replicate *command* with what the headers of the request say of it; the answer."""
-    asked, timeout = _as_asked(command, timeout)
-    applied = current_node().propose(encode(asked), timeout)
+    node, asked = current_node(), as_asked(command, request.headers)
+    if needs_time(command):
+        term, timeout = node.term_in_charge(timeout)
+        asked = at_time(asked, node.state_machine.clock.lead(term))
+    applied = node.propose(encode(asked), timeout)
     answer = _outcome_answer(command, applied)
     answer.headers.update(replay_fields(applied.result))
     return answer
 
 
+def as_asked(command, fields):
+    """*command*, and what the header *fields* say of it, if anything."""
+    key, held = idempotency_key(fields), fence(fields)
+    return Request(command, 0, key, held) if key or held else command
+
+
+def needs_time(command):
+    """Whether it sets, or tells, a time to live: then it goes with the time of the leader, who must have heard what those before it have
+    said."""
+    if type(command) is Transaction:
+        return any([type(part) is Get or type(part) is Set and part.ttl for part in command.then + command.otherwise])
+    return isinstance(command, (Set, Touch)) and command.ttl > 0
+
+
+def at_time(asked, time):
+    """What ``as_asked`` gave, at that *time*."""
+    return asked._replace(time=time) if type(asked) is Request else Request(asked, time)
+
+
 def replay_fields(outcome):
     """The header field that says, if it is so, that *outcome* is that of an earlier request with the same idempotency key."""
     return {"Idempotent-Replay": "true"} if outcome.replayed else {}
-
-
-def _as_asked(command, timeout):
-    """*command*, and what came with it, if anything did, and what is left of *timeout*. What sets, or tells, a time to live needs the time
-    of the leader, who must have heard what those before it have said."""
-    node, key, held, time = current_node(), idempotency_key(), fence(), 0
-    parts = command.then + command.otherwise if isinstance(command, Transaction) else (command,)
-    if any(isinstance(part, Get) or isinstance(part, (Set, Touch)) and part.ttl for part in parts):
-        term, timeout = node.term_in_charge(timeout)
-        time = node.state_machine.clock.lead(term)
-    return Request(command, time, key, held) if time or key or held else command, timeout
 
 
 def _outcome_answer(command, applied):

@@ -81,15 +81,37 @@ STATE = (
         "conditional-writes-foreseen",
         "A write with a condition is answered as done when it is committed, whatever comes of it.",
         "compare-and-set; Jepsen, passim",
-        [Edit(ENCODING, "if data[:3] == _PLAIN_SET and decode(data) else None", "if type(decode(data)) is Set else None")],
+        [Edit(ENCODING, """
+        if data[:3] == _PLAIN_SET:
+            return decode(data) and Outcome""", """
+        if data[:2] == _PLAIN_SET[:2]:
+            return decode(data) and Outcome""")],
         [COMMAND_TESTS + "test_what_depends_on_the_state_or_is_no_command_is_not_foreseen", SIMULATION]),
+    Mutant(
+        "conditional-ttl-foreseen",
+        "A write with a condition and a time to live is answered as done when it is committed, whatever comes of it: two have the lock.",
+        "compare-and-set; Jepsen, passim",
+        [Edit(ENCODING, "case Set(conditions=conditions) if conditions is UNCONDITIONAL:", "case Set():")],
+        [COMMAND_TESTS + "test_what_depends_on_the_state_or_is_no_command_is_not_foreseen"]),
+    Mutant(
+        "conditional-batch-foreseen",
+        "A transaction with conditions in which keys expire is answered as done when it is committed, whatever comes of it.",
+        "compare-and-set; Jepsen, passim",
+        [Edit(ENCODING, "case Transaction((), then, ()) if all", "case Transaction(_, then, ()) if all")],
+        [COMMAND_TESTS + "test_what_depends_on_the_state_or_is_no_command_is_not_foreseen"]),
+    Mutant(
+        "fenced-writes-foreseen",
+        "A write with a fence and a time to live is answered as done when it is committed, though its writer has lost the lock.",
+        "Kleppmann 2016, fencing",
+        [Edit(ENCODING, "_SAID_AT + len(_NOTHING_SAID)] == _NOTHING_SAID", "_SAID_AT + 4] == _NOTHING_SAID[:4]")],
+        [COMMAND_TESTS + "test_what_depends_on_the_state_or_is_no_command_is_not_foreseen"]),
     Mutant(
         "unknown-commands-foreseen",
         "Bytes that no raftd can apply are answered as done, and then stop every server.",
         "section 7 of the paper: all apply the same",
         [Edit(ENCODING, """
     except (struct.error, UnknownCommand):
-        return None
+        pass
 """, """
     except (struct.error, UnknownCommand):
         return Outcome("written", index)

@@ -34,8 +34,21 @@ WEB = (
         "lane-ignores-conditions",
         "A write with If-Match takes the fast way, which does not look at it.",
         "compare-and-set",
-        [Edit(LANE, '"EXPECT", "IF_MATCH", "IF_NONE_MATCH",', '"EXPECT",')],
-        [LANE_TESTS + "test_a_request_with_an_unusual_header_goes_to_flask"]),
+        [Edit(LANE, "else Set(key, body, held, ", "else Set(key, body, UNCONDITIONAL, ")],
+        [LANE_TESTS + "test_a_write_on_a_condition_is_answered_as_flask_answers_it"]),
+    Mutant(
+        "lane-deletes-without-conditions",
+        "A DELETE with If-Match takes the fast way, which does not look at it.",
+        "compare-and-set",
+        [Edit(LANE, "return Delete(key, held)", "return Delete(key)")],
+        [LANE_TESTS + "test_a_write_on_a_condition_is_answered_as_flask_answers_it"]),
+    Mutant(
+        "lane-takes-any-condition",
+        "A transaction with If-Match is done in the lane, which has no place for it.", "never skipped",
+        [Edit(LANE, """
+            no_conditions(fields)
+""", "")],
+        [LANE_TESTS + "test_a_transaction_with_a_condition_of_a_key_is_refused"]),
     Mutant(
         "key-ends-within-a-letter",
         "The end of an idempotency key is cut off where a byte of a letter looks like a space: two keys become one.", "the contract",
@@ -49,7 +62,7 @@ WEB = (
     Mutant(
         "transaction-reads-an-old-time",
         "A transaction tells how long a key has left from when the state was told the time last.", "the contract",
-        [Edit("web/writes.py", "isinstance(part, Get) or isinstance", "isinstance")],
+        [Edit("web/writes.py", "type(part) is Get or type", "type")],
         ["tests/test_web_writes.py::test_a_transaction_that_tells_when_a_key_expires_goes_with_the_time_of_the_leader"]),
     Mutant(
         "lane-looks-for-small-letters",
@@ -70,15 +83,31 @@ WEB = (
         "lane-forgets-the-idempotency-key",
         "A write with Idempotency-Key takes the fast way, which would apply it twice.",
         "FoundationDB, commit_unknown_result",
-        [Edit(LANE, "Request(command, key=idempotency_key) if idempotency_key else command", "command")],
+        [Edit(LANE, "asked = as_asked(command, fields) if fields else command", "asked = command")],
         [LANE_TESTS + "test_a_write_with_an_idempotency_key_is_answered_as_flask_answers_it"]),
     Mutant(
-        "lane-takes-what-has-a-time-to-live",
-        "A transaction in which it does not stand as usual that a key expires takes the fast way, without the time of the leader.",
-        "two readers of one text",
-        [Edit("web/txn.py", "return None if any([type(part) is Get or type(part) is Set and part.ttl for part in parts]) else transaction",
-              "return transaction")],
-        [LANE_TESTS + "test_a_transaction_that_is_not_plain_goes_to_flask"]),
+        "lane-does-not-tell-the-time",
+        "A write with a time to live takes the fast way, and expires by the time of the write before it.",
+        "TTL by a clock that stands still",
+        [Edit(LANE, "if needs_time(command):", "if False:")],
+        [LANE_TESTS + "test_a_write_that_lasts_for_a_time_is_answered_as_flask_answers_it"]),
+    Mutant(
+        "lane-makes-up-the-time",
+        "A new leader takes its own clock for that of the state before it has heard what those before it have said.",
+        "a lease after a change of leaders",
+        [Edit(LANE, "            term, _ = self._node.term_in_charge(timeout=0)\n", """
+            try:
+                term, _ = self._node.term_in_charge(timeout=0)
+            except RaftdError:
+                term = 7
+""")],
+        [LANE_TESTS + "test_who_needs_a_time_that_is_not_known_yet_goes_to_flask_which_waits"]),
+    Mutant(
+        "lane-lets-anything-last",
+        "A DELETE with ttl in its query is taken, and answered as if that meant something.",
+        "the contract: what is not understood is refused",
+        [Edit(LANE, "_LAST if lasts else _ALL", "_ALL")],
+        [LANE_TESTS + "test_a_time_to_live_that_is_not_plain_goes_to_flask"]),
     Mutant(
         "lane-says-what-a-transaction-would-have-done",
         "The answer names the operations of \"then\", also when those of \"else\" were done.", "the contract",
@@ -88,14 +117,24 @@ WEB = (
         "lane-remembers-the-idempotency-key",
         "Of two requests with the same head but for the key the second gets the key of the first.",
         "a cache with too small a key",
-        [Edit(LANE, "return self._length_in(channel, fields) if length == -1 else length, match[1].decode()",
-              "self._key = getattr(self, '_key', match[1].decode()); return self._length_in(channel, fields), self._key")],
-        [LANE_TESTS + "test_each_idempotency_key_is_another_and_only_the_rest_of_the_head_is_remembered"]),
+        [Edit(LANE, "return self._length_in(channel, lines) if length == -1 else length, fields",
+              "self._said = getattr(self, '_said', fields); return self._length_in(channel, lines), self._said")],
+        [LANE_TESTS + "test_what_a_write_says_is_another_each_time_and_only_the_rest_of_the_head_is_remembered"]),
     Mutant(
         "lane-believes-the-first-idempotency-key",
         "Of a request with two keys the first counts, where a proxy may have taken the last.",
         "request smuggling (CWE-444)",
-        [Edit(LANE, '"IF_NONE_MATCH", "IDEMPOTENCY_KEY",', '"IF_NONE_MATCH",')],
+        [Edit(LANE, '_UNUSUAL = {"EXPECT", *_OF_A_WRITE}', '_UNUSUAL = {"EXPECT"}')],
+        [LANE_TESTS + "test_a_request_with_an_unusual_header_goes_to_flask"]),
+    Mutant(
+        "lane-believes-the-last-condition",
+        "Of a request with two conditions of a kind the last counts.", "request smuggling (CWE-444)",
+        [Edit(LANE, """
+            if (name := _AS_SENT[match[1].lower()]) in fields:
+                return match[0]  # of two neither counts
+""", """
+            name = _AS_SENT[match[1].lower()]
+""")],
         [LANE_TESTS + "test_a_request_with_an_unusual_header_goes_to_flask"]),
     Mutant(
         "lane-says-of-no-replay-that-it-is-one",
@@ -106,7 +145,7 @@ WEB = (
         "lane-writes-at-any-level",
         "A plain write with level=stale in its query is taken, and answered as if that meant something.",
         "the contract: what is not understood is refused",
-        [Edit(LANE, "return command in (_READS if level else _ALL) and", "return command in _ALL and")],
+        [Edit(LANE, "(_READS if level else _LAST if lasts else _ALL)", "(_LAST if lasts else _ALL)")],
         [LANE_TESTS + "test_a_write_has_no_level"]),
     Mutant(
         "lane-takes-what-has-not-come",
@@ -124,8 +163,8 @@ WEB = (
         "lane-believes-any-head",
         "A head is taken for plain because another with the same beginning was.",
         "a cache with too small a key",
-        [Edit(LANE, "self._lengths.get(fields, -1), None", "self._lengths.get(fields[:20], -1), None"),
-         Edit(LANE, "self._lengths[fields] = length", "self._lengths[fields[:20]] = length")],
+        [Edit(LANE, "self._lengths.get(lines, -1), {}", "self._lengths.get(lines[:20], -1), {}"),
+         Edit(LANE, "self._lengths[lines] = length", "self._lengths[lines[:20]] = length")],
         [LANE_TESTS + "test_heads_that_are_nearly_the_same_are_told_apart"]),
     Mutant(
         "lane-stops-reading",
@@ -165,10 +204,10 @@ WEB = (
         "Nobody wakes the reading thread for a request that another thread has taken.",
         "a lost wake-up",
         [Edit(LANE, """
-            self._writes.append((encode(Request(command, key=idempotency_key) if idempotency_key else command), pending))
+            self._writes.append((data, pending))
         self._wake_if_it_sleeps()
 """, """
-            self._writes.append((encode(Request(command, key=idempotency_key) if idempotency_key else command), pending))
+            self._writes.append((data, pending))
 """)],
         [LANE_TESTS + "test_who_has_something_for_a_thread_that_sleeps_wakes_it_once"]),
     Mutant(
@@ -176,13 +215,13 @@ WEB = (
         "A condition is looked at when the write arrives, not when it is applied: two writers both win.",
         "compare-and-set; etcd 3-way races; Jepsen, passim",
         [Edit(WRITES, """
-    asked, timeout = _as_asked(command, timeout)
+    node, asked = current_node(), as_asked(command, request.headers)
 """, """
     from raftd.kv import Get
     if not command.conditions.hold(current_node().read(Get(command.key)).modified_index):
         raise PreconditionFailed("a condition does not hold")
     command = command._replace(conditions=type(command.conditions)())
-    asked, timeout = _as_asked(command, timeout)
+    node, asked = current_node(), as_asked(command, request.headers)
 """)],
         [TESTS + "test_conditions_reach_the_command"]),
     Mutant(
@@ -207,13 +246,13 @@ WEB = (
         "put-ignores-conditions",
         "POST and PUT do not look at If-Match.",
         "compare-and-set",
-        [Edit(DB, "return write(Set(key, value, conditions(), ", "return write(Set(key, value, type(conditions())(), ")],
+        [Edit(DB, "return write(Set(key, value, conditions(request.headers), ", "return write(Set(key, value, conditions({}), ")],
         [TESTS + "test_conditions_reach_the_command"]),
     Mutant(
         "weak-tags-match",
         "A weak tag is good enough for If-Match.",
         "RFC 9110, section 13.1.1",
-        [Edit(PARAMETERS, '_entity_tags("If-Match", weak_too=False)', '_entity_tags("If-Match", weak_too=True)')],
+        [Edit(PARAMETERS, '_entity_tags(fields, "If-Match", weak_too=False)', '_entity_tags(fields, "If-Match", weak_too=True)')],
         [TESTS + "test_a_weak_tag_says_which_version_a_client_has_but_not_its_bytes"]),
     Mutant(
         "etag-of-the-state",
@@ -231,7 +270,7 @@ WEB = (
         "idempotency-key-forgotten",
         "Idempotency-Key is taken without a word, and not kept: a retry is applied twice.",
         "FoundationDB, commit_unknown_result",
-        [Edit(WRITES, "current_node(), idempotency_key(), fence(), 0", 'current_node(), "", fence(), 0')],
+        [Edit(WRITES, "key, held = idempotency_key(fields), fence(fields)", 'key, held = "", fence(fields)')],
         [WRITES_TESTS + "test_an_idempotency_key_goes_with_the_command"]),
     Mutant(
         "delete-of-nothing-is-200",
