@@ -39,7 +39,7 @@ class Settings:
     snapshot_chunk_bytes       data in one InstallSnapshot request
     max_value_bytes            the largest value of a key
     write_timeout_seconds      how long a write waits for its commit when the request does not say
-    client_threads             requests of clients that can wait at the same time
+    client_threads             requests of clients that can wait at the same time, in Flask; as many transactions that read, in the lane
     max_connections            open connections, all kinds together but for those who watch
     max_watchers               who watches changes at the same time
     """

@@ -3,7 +3,7 @@
 A thread for each write that waits is what a busy Python server cannot afford: they all want the interpreter at once, and the
 thread that syncs the log is one among many. So the thread that reads requests proposes the plain ones, all that it has read in
 one turn together, and answers when the node tells that they are done. What a request means, and what its answer says, stands in
-``db`` and ``answers``; here is only which requests are plain.
+``web``; here is only which requests are plain.
 """
 
 import logging
@@ -17,7 +17,7 @@ from waitress.utilities import build_http_date
 
 from raftd.config import MAX_KEY_BYTES
 from raftd.errors import CommitTimeout, NoQuorum, NotFound, RaftdError, Stopping
-from raftd.kv import UNCONDITIONAL, Delete, Get, Set, encode
+from raftd.kv import UNCONDITIONAL, Delete, Get, Set, Transaction, encode
 from raftd.web.answers import NOT_CACHED, done_fields, error_fields, error_line, json_fields, transacted_body, value_fields
 from raftd.web.parameters import conditions, no_conditions, ttl
 from raftd.web.txn import transaction
@@ -120,6 +120,7 @@ class Lane:
         self._finished = deque()
         self._awake = False  # the reading thread is, and will call ``finish``
         self._pending = deque()  # in the order of their deadlines, since all have the same time
+        self._reading = set()  # transactions under way whose outcome may be large: not more than threads of Flask could wait for
         self._last_lines_of = 0, ""
         self._lengths = {}  # the fields of a head -> the length of the body, or None if it is not plain
 
@@ -209,9 +210,14 @@ class Lane:
             data = None if type(command) is Get else self._encoded(command, fields)
         except RaftdError:
             return False
+        reads = type(command) is Transaction and command.reads
+        if reads and len(self._reading) >= self._node.settings.client_threads:
+            return False
         channel.began = time.monotonic()
         pending = Pending(self, channel, command, channel.began + self._node.settings.write_timeout_seconds)
         self._pending.append(pending)
+        if reads:
+            self._reading.add(pending)
         if level == "stale":
             self._node.submit_stale_read(pending)
             return True
@@ -291,11 +297,11 @@ class Lane:
                 self._otherwise(self._released(pending))
 
     def expire(self):
-        """Answer what has waited too long, and forget what is answered."""
+        """Answer what has waited too long, and forget what is answered. Who waits only for his turn is not told that nothing was done."""
         now = time.monotonic()
         while self._pending and (self._pending[0].channel is None or self._pending[0].deadline <= now):
             pending = self._pending.popleft()
-            if pending.channel is not None:
+            if pending.channel is not None and not pending.done():
                 self._answer_error(self._released(pending), self._late(pending))
 
     def _late(self, pending):
@@ -303,9 +309,9 @@ class Lane:
             return NoQuorum(f"no majority confirmed the leader in time{self._node.out_of_reach()}")
         return CommitTimeout(f"not committed within {self._node.settings.write_timeout_seconds:g} s{self._node.out_of_reach()}")
 
-    @staticmethod
-    def _released(pending):
+    def _released(self, pending):
         channel, pending.channel = pending.channel, None
+        self._reading.discard(pending)
         return channel
 
     def _answer(self, channel, pending):

@@ -1,6 +1,6 @@
 """The one port of a node: waitress, with a place in it for everybody.
 
-waitress reads requests in one thread and hands each complete one to a dispatcher. Ours proposes plain writes and reads right
+waitress reads requests in one thread and hands each complete one to a dispatcher. Ours begins plain writes and reads right
 there (``lane``), so that no thread waits for them. For the rest it has three pools of threads, so that neither those who
 wait for a commit nor those who wait for a new member keep out who asks for the health of the node; and it takes the
 connections of peers out of waitress altogether: they get a thread of their own in ``transport.PeerServer``. Slow and idle
@@ -465,7 +465,7 @@ def _pool(count):
 
 
 class Listener:
-    """Serves *app*, *peers* and *node*, plain requests of /db without *app*, on the socket *listening*, from ``start`` to ``stop``."""
+    """Serves *app*, *peers* and *node*, plain requests without *app*, on the socket *listening*, from ``start`` to ``stop``."""
 
     def __init__(self, listening, app, peers, node):
         self._peers, settings = peers, node.settings

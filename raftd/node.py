@@ -502,9 +502,7 @@ class Node:
         try:
             entry = append(command)
         except NotLeader:
-            if self._raft.withdrawn and self._raft.leader_id is None:  # that says more
-                raise StorageFailed(self._raft.withdrawn, self._state_is_full) from None
-            raise NotLeader(leader=self._leader_url_locked()) from None
+            raise self._not_leading_locked() from None
         except NoQuorum as error:
             raise NoQuorum(f"{error}{self._lost_peers_locked()}") from None
         if entry.index in self._proposals:  # of an earlier term, in whose place this one stands now
@@ -514,6 +512,12 @@ class Node:
         self._waiting_bytes += size
         if size <= LARGE_BYTES:
             self._turns.small()
+
+    def _not_leading_locked(self):
+        """The error that says why nothing is proposed here."""
+        if self._raft.withdrawn and self._raft.leader_id is None:  # that says more
+            return StorageFailed(self._raft.withdrawn, self._state_is_full)
+        return NotLeader(leader=self._leader_url_locked())
 
     def _drop_proposal_locked(self, index, error):
         proposal = self._proposals.pop(index)
@@ -639,17 +643,18 @@ class Node:
         return self._state_machine
 
     def term_in_charge(self, timeout):
-        """(the term in which this node leads, once all that was written in earlier ones is applied here; 0 if it does not lead; what is
-        left of *timeout* seconds).
+        """(the term in which this node leads, once all that was written in earlier ones is applied here; what is left of *timeout*
+        seconds).
 
-        Raises NoQuorum when that takes longer than *timeout*, StorageFailed, Stopping.
+        Raises NoQuorum when that takes longer than *timeout*, NotLeader, StorageFailed, Stopping.
         """
         raft, deadline = self._raft, time.monotonic() + timeout
         term = raft.term
         if not self._in_charge(raft):  # without the lock: what has been applied stays so
             with self._lock:
+                self._check_running_locked()
                 if not self._raft.is_leader:
-                    return 0, timeout
+                    raise self._not_leading_locked()
                 term, first_index = self._raft.term, self._raft.role.first_index
             self._wait_until_applied(first_index, deadline)
         return term, max(0.0, deadline - time.monotonic())

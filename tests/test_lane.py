@@ -287,7 +287,8 @@ def test_a_write_that_lasts_for_a_time_is_answered_as_flask_answers_it(node, por
     assert (command.time, command.command.ttl, command.command.value) == (1007, ttl, b"bar")
 
 
-@pytest.mark.parametrize("failure", [errors.NoQuorum("not applied yet"), errors.StorageFailed("an I/O error"), errors.Stopping()], ids=str)
+@pytest.mark.parametrize("failure", [errors.NoQuorum("not applied yet"), errors.NotLeader(), errors.StorageFailed("an I/O error"),
+                                     errors.Stopping()], ids=str)
 @pytest.mark.parametrize(("target", "body"), [("/db/a?ttl=5s", b"x"), ("/txn", b'{"then": [{"get": "a"}]}')])
 def test_who_needs_a_time_that_is_not_known_yet_goes_to_flask_which_waits(node, port, target, body, failure):
     node.outcome = Outcome("transacted", 40, (True, (Found(b"1", 7, 40, 7, 1),))) if target == "/txn" else node.outcome
@@ -349,8 +350,9 @@ TRANSACTIONS = [
     ({"if": [{"key": "a", "index": 7}], "then": [{"delete": "a"}]}, (False, ())),
     ({"then": [{"set": f"key {number}", "value": "x" * 100} for number in range(128)]}, (True, (True,) * 128)),
     ({"then": [{"get": "a"}, {"get": "b"}, {"delete": "b"}]}, (True, (Found(b"\xff", 7, 40, 6, 2, 1.5), Found(None, 0, 40), False))),
-    ({"if": [{"key": "a", "exists": True}], "else": [{"g\u0065t": "b"}]}, (False, (Found("ž".encode(), 7, 40, 7, 1),))),
+    (b'{"if": [{"key": "a", "exists": true}], "else": [{"g\\u0065t": "b"}]}', (False, (Found("ž".encode(), 7, 40, 7, 1),))),
     ({"then": [{"set": "a", "value": "1", "ttl": "5s"}, {"set": "b", "value": "1"}]}, (True, (True, True))),
+    (b'{"then": [{"set": "a", "value": "1"}], "else": [{"set": "a", "value": "1", "\\u0074tl": "5s"}]}', (True, (True,))),
 ]
 
 
@@ -358,12 +360,13 @@ TRANSACTIONS = [
 @pytest.mark.parametrize("field", ["", "Idempotency-Key: k\r\n"], ids=["without a key", "with one"])
 @pytest.mark.parametrize(("members", "detail"), TRANSACTIONS, ids=lambda value: str(value)[:40])
 def test_a_transaction_is_answered_as_flask_answers_it(node, port, members, detail, field, replayed):
-    node.outcome, body = Outcome("transacted", 40, detail, replayed), json.dumps(members).encode()
+    node.outcome, body = Outcome("transacted", 40, detail, replayed), members if type(members) is bytes else json.dumps(members).encode()
+    has_time = any(name in json.dumps(json.loads(body)) for name in ('"get"', '"ttl"'))
     curl = f"Content-Type: application/x-www-form-urlencoded\r\nAccept: */*\r\n{field}"
     mine, theirs = (asked(port, "POST", "/txn", body, curl + more) for more in (PLAIN, NOT_PLAIN))
     (how, command), (_, same, _) = node.calls
-    assert how == "submit" and command == same and (type(command) is Request) == bool(field or re.search(rb'"(get|ttl)"', body))
-    assert type(command) is not Request or (command.time > 0) == bool(re.search(rb'"(get|ttl)"', body))
+    assert how == "submit" and command == same and (type(command) is Request) == bool(field or has_time)
+    assert type(command) is not Request or (command.time > 0) == has_time
     assert without_date(mine) == without_date(theirs)
     assert (status_of(mine), header(mine, "Content-Type"), header(mine, "X-Raft-Index")) == (200, "application/json", "1041")
     assert header(mine, "Idempotent-Replay") == ("true" if replayed else None)
@@ -792,6 +795,46 @@ def test_a_write_is_answered_once_in_time_though_it_is_committed_later(node, por
         wire.socket.settimeout(0.2)
         with pytest.raises(TimeoutError):
             wire.socket.recv(1)
+
+
+def test_who_is_done_and_waits_only_for_his_turn_is_not_told_that_it_was_too_late(node):
+    answered, node.holds = [], lambda command: True
+    one = lane.Lane(node, lambda: None, None, None)
+    one._answer = lambda channel, pending: answered.append(pending.result())
+    one._answer_error = lambda channel, error: answered.append(error)
+    channels = [Asked(number) for number in range(2)]
+    for channel in channels:
+        channel.asks(one, "POST")
+        one._pending[-1].deadline = 0.0
+    one.finish()
+    one._pending[1].set_result("done")
+    one.expire()
+    one.finish()
+    assert [type(answer) for answer in answered] == [errors.CommitTimeout, str]
+
+
+def test_only_so_many_transactions_that_read_are_under_way_in_the_lane(node):
+    """What they answer may be large, and all of it is in memory together."""
+    node.settings, node.holds = replace(node.settings, client_threads=3), lambda command: True
+    with listening_for(node) as port:
+        wires = [Wire(port) for _ in range(5)]
+        for count, wire in enumerate(wires, 1):
+            wire.send(request("POST", "/txn", b'{"if": [{"key": "a", "exists": true}], "else": [{"get": "a"}]}'))
+            wait_until(lambda count=count: len(node.calls) == count, "it is under way")
+        assert [call[0] for call in node.calls] == 3 * ["submit"] + 2 * ["propose"]
+        for number in range(5):  # others are not counted
+            with Wire(port) as wire:
+                wire.send(request("POST", "/txn", b'{"then": [{"set": "a", "value": "", "ttl": "5s"}]}'))
+                wait_until(lambda number=number: len(node.calls) == 6 + number, "it is under way")
+        node.outcome = Outcome("transacted", 40, (True, ()))
+        for held in node.held[:3]:
+            node.release(*held)
+        assert [status_of(wire.answer()) for wire in wires[:3]] == [200] * 3
+        wires[0].send(request("POST", "/txn", b'{"then": [{"get": "a"}]}'))
+        wait_until(lambda: len(node.calls) == 11, "it is under way")
+        assert [call[0] for call in node.calls[5:]] == 6 * ["submit"]
+        for wire in wires:
+            wire.__exit__()
 
 
 def test_a_read_that_nobody_confirms_ends_in_time(node, port):

@@ -3,7 +3,9 @@
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,8 +13,9 @@ from raftd.config import Settings
 from raftd.kv import execution
 from raftd.raft.core import Raft
 from raftd.raft.log import Log
-from raftd.raft.messages import RequestVoteReply
+from raftd.raft.messages import COMMAND, Entry, HardState, RequestVoteReply
 from simulation import EXERCISED, Cluster, Faults, run, run_until
+from simulation.judge import Judge
 from simulation.model import Model
 
 HERE = Path(__file__).resolve().parent
@@ -196,6 +199,17 @@ def test_a_leader_that_a_minority_takes_for_dead_stays(size):
             cluster.find_leader_dead(server)
         assert not run_until(cluster, lambda: cluster.leader is None or cluster.leader.raft.term != term, 0.3)
     assert cluster.leader.name == leader and cluster.counts["leaders taken for dead that lived"] >= 100
+
+
+@pytest.mark.parametrize(("term", "lost"), [(9, False), (10, True), (11, True)])
+def test_what_is_committed_may_be_replaced_only_where_nobody_has_vouched_for_it(term, lost):
+    """A leader of term 9, which was elected without the entry, does not know that one of term 10 has committed it with others."""
+    judge, entry = Judge({}, None), Entry(1, 8, COMMAND, b"")
+    judge.committed, judge.commit_terms = [entry], [10]
+    server = SimpleNamespace(name="n1", log=SimpleNamespace(hard_state=HardState(term, None)))
+    judge.check_removed(server, [entry._replace(term=7), entry._replace(index=2)])
+    with pytest.raises(AssertionError, match="which is committed") if lost else nullcontext():
+        judge.check_removed(server, [entry])
 
 
 def test_one_broken_link_is_no_reason_for_elections():

@@ -8,6 +8,7 @@ from test_web import StubNode, assert_error, assert_refused
 
 from raftd import web
 from raftd.config import MAX_KEY_BYTES
+from raftd.errors import NotLeader
 from raftd.kv import (
     Conditions, Delete, DeletePrefix, Fence, Found, Get, If, Item, List, Listed, Outcome, Request, Set, Touch, Transaction,
 )
@@ -130,6 +131,16 @@ def test_to_wait_for_the_time_of_the_leader_is_a_part_of_the_timeout(client, nod
     client.put("/db/foo?ttl=30s&timeout=4s")
     client.put("/db/foo?timeout=4s")
     assert [timeout for _, _, timeout in node.calls] == [2.0, 4.0]
+
+
+def test_who_does_not_lead_knows_no_time(client, node):
+    def term_in_charge(timeout):
+        raise NotLeader(leader="http://localhost:4002")
+    node.term_in_charge = term_in_charge
+    answer = client.put("/db/foo?ttl=30s", data=b"bar")
+    assert_error(answer, "not_leader", 400, "safe")
+    assert node.calls == [] and answer.text == "raft.Server: Not current leader\n"
+    assert client.put("/db/foo?ttl=30s&redirect", data=b"bar").headers["Location"] == "http://localhost:4002/db/foo?ttl=30s&redirect"
 
 
 @pytest.mark.parametrize("text", ["", "0s", "0.1ms", "5", "s", "-1s", "1d", "1e3s", "100000h", "inf", "nan", "٣s", "1s&ttl=1s"])

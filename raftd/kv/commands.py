@@ -84,6 +84,11 @@ class Transaction(NamedTuple):
     then: tuple
     otherwise: tuple = ()
 
+    @property
+    def reads(self):
+        """Whether there is a Get among the operations: then its outcome may be much larger than it is."""
+        return any([type(part) is Get for part in self.then + self.otherwise])
+
 
 class Expire(NamedTuple):
     """Remove what has expired at the time of this entry, at most so many keys; see ``execution``."""

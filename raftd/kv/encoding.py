@@ -67,8 +67,7 @@ def encode(command):
         case Transaction((), then, ()) if _are_plain_sets(then):
             return _packed(_SET_MANY, "", _encode_sets(then))
         case Transaction(conditions, then, otherwise):
-            reads = any(type(part) is Get for part in (*then, *otherwise))
-            return _packed(_READING if reads else _TRANSACTION, "", b"".join(
+            return _packed(_READING if command.reads else _TRANSACTION, "", b"".join(
                 [_encode_all(conditions, _encode_if), _encode_all(then, _encode_part), _encode_all(otherwise, _encode_part)]))
         case Expire():
             return _packed(_EXPIRE, "", b"")

@@ -3,7 +3,7 @@
 from flask import request
 
 from raftd.errors import IdempotencyMismatch, NotFound, PreconditionFailed, TooLarge
-from raftd.kv import Get, Request, Set, Touch, Transaction, encode
+from raftd.kv import Request, Set, Touch, Transaction, encode
 from raftd.web.answers import done_answer, error_answer, json_answer, json_text_answer, transacted_body
 from raftd.web.current import current_node
 from raftd.web.parameters import fence, idempotency_key, query
@@ -36,7 +36,7 @@ def needs_time(command):
     """Whether it sets, or tells, a time to live: then it goes with the time of the leader, who must have heard what those before it have
     said."""
     if type(command) is Transaction:
-        return any([type(part) is Get or type(part) is Set and part.ttl for part in command.then + command.otherwise])
+        return command.reads or any([type(part) is Set and part.ttl for part in command.then + command.otherwise])
     return isinstance(command, (Set, Touch)) and command.ttl > 0
 
 

@@ -62,7 +62,7 @@ WEB = (
     Mutant(
         "transaction-reads-an-old-time",
         "A transaction tells how long a key has left from when the state was told the time last.", "the contract",
-        [Edit("web/writes.py", "type(part) is Get or type", "type")],
+        [Edit("web/writes.py", "return command.reads or any", "return any")],
         ["tests/test_web_writes.py::test_a_transaction_that_tells_when_a_key_expires_goes_with_the_time_of_the_leader"]),
     Mutant(
         "lane-looks-for-small-letters",
@@ -102,6 +102,35 @@ WEB = (
                 term = 7
 """)],
         [LANE_TESTS + "test_who_needs_a_time_that_is_not_known_yet_goes_to_flask_which_waits"]),
+    Mutant(
+        "lane-holds-any-number-of-outcomes",
+        "As many transactions that read are under way as there are connections: what they answer is in memory together.", "bounded memory",
+        [Edit(LANE, "if reads and len(self._reading) >= self._node.settings.client_threads:", "if False:")],
+        [LANE_TESTS + "test_only_so_many_transactions_that_read_are_under_way_in_the_lane"]),
+    Mutant(
+        "lane-counts-for-ever",
+        "A transaction that was answered counts as one under way: soon all go through Flask.", "a leak",
+        [Edit(LANE, """
+        self._reading.discard(pending)
+""", "")],
+        [LANE_TESTS + "test_only_so_many_transactions_that_read_are_under_way_in_the_lane"]),
+    Mutant(
+        "lane-says-of-what-is-done-that-it-is-not",
+        "Who waits for his turn to be answered is told that his write was not committed in time.", "an untrue answer",
+        [Edit(LANE, "if pending.channel is not None and not pending.done():", "if pending.channel is not None:")],
+        [LANE_TESTS + "test_who_is_done_and_waits_only_for_his_turn_is_not_told_that_it_was_too_late"]),
+    Mutant(
+        "a-follower-tells-the-time",
+        "Who does not lead makes up the time of a leader: what it has proposed in that moment, in which it was elected, expires too early.",
+        "a lease after a change of leaders",
+        [Edit("node.py", """
+                if not self._raft.is_leader:
+                    raise self._not_leading_locked()
+""", """
+                if not self._raft.is_leader:
+                    return 0, timeout
+""")],
+        ["tests/test_node.py::test_who_leads_is_in_charge_once_it_has_applied_what_was_written_before"]),
     Mutant(
         "lane-lets-anything-last",
         "A DELETE with ttl in its query is taken, and answered as if that meant something.",

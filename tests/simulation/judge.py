@@ -219,11 +219,12 @@ class Judge:
             assert configurations.latest == Configuration.decode(change.command), server.name
 
     def check_removed(self, server, entries):
-        """Nothing durable is forgotten: what was committed is removed from no disk."""
+        """Nothing durable is forgotten: what was committed is removed from no disk. But who has not come to the term in which it was
+        committed has not vouched for it: there the leader of an older term, who was elected without it, may replace it (section 5.4.2)."""
         self.counts["entries truncated"] += bool(entries)
         for entry in entries:
-            committed = self.committed[entry.index - 1] if entry.index <= len(self.committed) else None
-            assert committed != entry, f"{server.name} removes {entry}, which is committed"
+            vouched = entry.index <= len(self.committed) and server.log.hard_state.term >= self.commit_terms[entry.index - 1]
+            assert not vouched or self.committed[entry.index - 1] != entry, f"{server.name} removes {entry}, which is committed"
 
     # Messages
 
