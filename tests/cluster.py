@@ -35,7 +35,7 @@ POLL_SECONDS = 0.02
 HELD_UP_SECONDS = 1.0  # no write waits so long on a quiet machine, unless something holds it up
 NOISY_STEPS = 5  # of a write, each on another thread or disk
 FAULTS_OF_OURS = ("Traceback", "thread failed", "request failed method", "a request of a peer failed")  # in a log
-BIND_PORTS = (20000, 30000)  # below the ports that the system gives to outgoing connections
+BIND_PORTS, PORTS_AT_ONCE = (20000, 30000), 250  # below the ports that the system gives to outgoing connections
 
 the_fault_lasts = threading.Event()  # never set: ``the_fault_lasts.wait(10)`` is a fault of ten seconds
 
@@ -77,22 +77,32 @@ def in_threads(target, arguments):
     return threads
 
 
-_ports_given = set()
+def _ports_of_this_process():
+    """Block by block: who holds the name of a block has its ports, and no other process of these tests, until it ends."""
+    for first in range(*BIND_PORTS, PORTS_AT_ONCE):
+        name = socket.socket(socket.AF_UNIX)
+        try:
+            name.bind(f"\0raftd-tests-{first}")
+        except OSError:
+            name.close()
+            continue
+        _held.append(name)
+        yield from range(first, first + PORTS_AT_ONCE)
+
+
+_held, _ports = [], _ports_of_this_process()
 
 
 def free_port():
-    """A port that nobody listens on, and that was not given before; nor is it by another process of these tests, as a rule."""
-    share = (BIND_PORTS[1] - BIND_PORTS[0]) // 8
-    for port in range(BIND_PORTS[0] + os.getpid() % 8 * share, BIND_PORTS[1]):
+    """A port that nobody listens on, and that was not given before, nor is it by another process of these tests."""
+    for port in _ports:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:
                 continue
-        if port not in _ports_given:
-            _ports_given.add(port)
-            return port
+        return port
     raise AssertionError("no free port")
 
 
