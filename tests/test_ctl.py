@@ -201,12 +201,14 @@ def test_a_signal_to_end_is_for_the_command_and_then_the_lock_is_given_back(raft
     held.stdout.close()
 
 
-def test_a_command_may_take_its_time_to_end(raftctl):
-    command = "trap 'sleep 1; exit 5' TERM; echo ready; while true; do sleep 0.1; done"
-    held = subprocess.Popen([BIN / "raftctl", "lock", "job", "--", "sh", "-c", command], stdout=subprocess.PIPE)
+def test_a_command_may_take_its_time_to_end(raftctl, tmp_path):
+    command = "cd $0; trap 'touch told; until [ -e may-end ]; do sleep 0.1; done; exit 5' TERM; echo ready; while true; do sleep 0.1; done"
+    held = subprocess.Popen([BIN / "raftctl", "lock", "job", "--", "sh", "-c", command, tmp_path], stdout=subprocess.PIPE)
     assert held.stdout.readline() == b"ready\n"
     held.terminate()
+    wait_until((tmp_path / "told").exists, "the command is told")
     assert raftctl("get", "job").status == 0, "until it has ended the lock is held"
+    (tmp_path / "may-end").touch()
     assert held.wait(20) == 5 and raftctl("get", "job").status == 1
     held.stdout.close()
 

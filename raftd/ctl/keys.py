@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -196,9 +197,10 @@ def lock(client, options):
     """
     if not options.command:
         options.parser.error("no command: raftctl lock NAME -- COMMAND")
-    running = []  # the command, once it is
+    running, starting = [], threading.Event()  # the command, once it is; from the moment on from which it may be
     wanted = client.lock(options.name, options.ttl, wait=options.wait, value=f"{os.uname().nodename} {os.getpid()}")
-    with _signals_for(running), wanted as held:
+    with _signals_for(running, starting) as wait_for, wanted as held:
+        starting.set()
         try:
             process = subprocess.Popen(options.command, env={**os.environ, "RAFTD_FENCE": held.fence})
         except OSError as error:
@@ -208,9 +210,9 @@ def lock(client, options):
         ended = threading.Event()
         threading.Thread(target=_end_when_lost, args=[held, process, ended], daemon=True).start()
         try:
-            status = process.wait()
+            status = wait_for(process)
         except KeyboardInterrupt:  # the terminal has told the command, too
-            status = process.wait()
+            status = wait_for(process)
         ended.set()
         if held.lost.is_set():
             print(f"raftctl: the lock {options.name} was lost while the command ran", file=sys.stderr)
@@ -222,19 +224,33 @@ LASTING = (watch, lock)  # as long as somebody wants; others are at work, or spe
 
 
 @contextmanager
-def _signals_for(running):
-    """Pass what tells this process to end on to the process in *running*; without one, end."""
+def _signals_for(running, starting):
+    """Pass what tells this process to end on to the process in *running*; without one, end, unless it is just *starting*. Gives what waits
+    for a process, and returns its exit status."""
+    kept, (woken, wake) = [], socket.socketpair()
+
     def end(number, _):
-        if not running:
+        if not running and not starting.is_set():
             raise SystemExit(ENDED_BY_SIGNAL + number)
-        for process in running:
-            process.send_signal(number)
+        kept.append(number)
+
+    def wait_for(process):
+        threading.Thread(target=lambda: (process.wait(), wake.send(b"\0")), daemon=True).start()
+        while process.returncode is None:
+            while kept:
+                process.send_signal(kept.pop())
+            woken.recv(1)
+        return process.returncode
+    wake.setblocking(False)
+    # A signal that comes just before a wait would be handled after it: its byte ends the wait.
+    fd = signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
     before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
-        yield
+        yield wait_for
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(fd)
 
 
 def _end_when_lost(held, process, ended):
