@@ -17,18 +17,18 @@ from waitress.utilities import build_http_date
 
 from raftd.config import MAX_KEY_BYTES
 from raftd.errors import CommitTimeout, NoQuorum, NotFound, RaftdError, Stopping
-from raftd.kv import UNCONDITIONAL, Delete, Get, Set, Transaction, encode
+from raftd.kv import UNCONDITIONAL, Delete, Get, Set, Transaction
 from raftd.web.answers import NOT_CACHED, done_fields, error_fields, error_line, json_fields, transacted_body, value_fields
 from raftd.web.parameters import conditions, no_conditions, ttl
 from raftd.web.txn import transaction
-from raftd.web.writes import as_asked, at_time, needs_time, outcome_of, replay_fields
+from raftd.web.writes import encoded, outcome_of, replay_fields
 
 log = logging.getLogger(__name__)
 
 # A key without an escape, and nothing in the query but the level of a read or a time to live: what needs a closer look is not plain.
 _TARGET = r"(?:/db/([A-Za-z0-9._~-][A-Za-z0-9._~/-]*)(?:\?(?:level=(stale|leader)|ttl=([0-9]{1,9}(?:ms|s|m|h))))?|/txn)"
 _PLAIN = re.compile(_TARGET)
-_PLAIN_LINE = re.compile(rf"(GET|POST|PUT|DELETE) {_TARGET} HTTP/1\.1".encode())
+_PLAIN_LINE = re.compile(rf"(GET|POST|PUT|DELETE) {_TARGET} HTTP/1\.1")
 # What comes with a write, and says something else each time; as it is sent by those who make it up, and by no others.
 _NAMES = ("Idempotency-Key", "If-Match", "If-None-Match", "X-Raft-Fence")
 _SAID = re.compile("([!-~]{1,255})")
@@ -151,17 +151,16 @@ class Lane:
         length, fields = self._lengths.get(lines, -1), {}
         if length == -1:
             length, fields = self._look_at(channel, lines)
-        match = _PLAIN_LINE.fullmatch(line) if end and length is not None and len(body) <= length else None
+        match = _PLAIN_LINE.fullmatch(line.decode("latin-1")) if end and length is not None and len(body) <= length else None
         if not match:
             return False
         if len(body) < length:
             return None
-        command, key, level, lasts = match.groups()
-        command, key, level, lasts = command.decode(), key and key.decode(), level and level.decode(), lasts and lasts.decode()
-        if not self._may_be(command, key, level, lasts):
+        asked = method, key, _, _ = match.groups()
+        if not self._may_be(*asked):
             return False
-        channel.requests = [Plain(command, f"/db/{key}" if key else "/txn", data)]
-        if self._begin(channel, command, key, level, lasts, body, fields):
+        channel.requests = [Plain(method, f"/db/{key}" if key else "/txn", data)]
+        if self._begin(channel, *asked, body, fields):
             return True
         channel.requests = []
         return False
@@ -207,7 +206,7 @@ class Lane:
         refused, or to wait until the leader knows what time it is."""
         try:
             command = self._command(method, key, lasts, body, fields)
-            data = None if type(command) is Get else self._encoded(command, fields)
+            data = None if type(command) is Get else encoded(self._node, command, fields, timeout=0)[0]
         except RaftdError:
             return False
         reads = type(command) is Transaction and command.reads
@@ -237,14 +236,6 @@ class Lane:
             return transaction(body)
         held = conditions(fields) if fields else UNCONDITIONAL
         return Delete(key, held) if method == "DELETE" else Set(key, body, held, ttl(lasts) if lasts else 0)
-
-    def _encoded(self, command, fields):
-        """*command* and what the *fields* say of it, for the log."""
-        asked = as_asked(command, fields) if fields else command
-        if needs_time(command):
-            term, _ = self._node.term_in_charge(timeout=0)
-            asked = at_time(asked, self._node.state_machine.clock.lead(term))
-        return encode(asked)
 
     def hand_over(self, pending):
         """*pending* is done. In any thread, perhaps while the node is locked."""

@@ -16,33 +16,31 @@ def how_to_write(**more):
 
 def write(command, timeout):
     """Replicate *command* with what the headers of the request say of it; the answer."""
-    node, asked = current_node(), as_asked(command, request.headers)
-    if needs_time(command):
-        term, timeout = node.term_in_charge(timeout)
-        asked = at_time(asked, node.state_machine.clock.lead(term))
-    applied = node.propose(encode(asked), timeout)
+    node = current_node()
+    data, left = encoded(node, command, request.headers, timeout)
+    applied = node.propose(data, left)
     answer = _outcome_answer(command, applied)
     answer.headers.update(replay_fields(applied.result))
     return answer
 
 
-def as_asked(command, fields):
-    """*command*, and what the header *fields* say of it, if anything."""
-    key, held = idempotency_key(fields), fence(fields)
-    return Request(command, 0, key, held) if key or held else command
+def encoded(node, command, fields, timeout):
+    """(*command* for the log, with what the header *fields* say of it; what is left of *timeout* seconds). What sets, or tells, a time to
+    live goes with the time of the leader, who must have heard what those before it have said.
+
+    Raises BadRequest or TooLarge for the fields, and what ``Node.term_in_charge`` raises.
+    """
+    key, held, time = idempotency_key(fields), fence(fields), 0
+    if _needs_time(command):
+        term, timeout = node.term_in_charge(timeout)
+        time = node.state_machine.clock.lead(term)
+    return encode(Request(command, time, key, held) if time or key or held else command), timeout
 
 
-def needs_time(command):
-    """Whether it sets, or tells, a time to live: then it goes with the time of the leader, who must have heard what those before it have
-    said."""
+def _needs_time(command):
     if type(command) is Transaction:
         return command.reads or any([type(part) is Set and part.ttl for part in command.then + command.otherwise])
     return isinstance(command, (Set, Touch)) and command.ttl > 0
-
-
-def at_time(asked, time):
-    """What ``as_asked`` gave, at that *time*."""
-    return asked._replace(time=time) if type(asked) is Request else Request(asked, time)
 
 
 def replay_fields(outcome):

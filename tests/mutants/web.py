@@ -83,23 +83,23 @@ WEB = (
         "lane-forgets-the-idempotency-key",
         "A write with Idempotency-Key takes the fast way, which would apply it twice.",
         "FoundationDB, commit_unknown_result",
-        [Edit(LANE, "asked = as_asked(command, fields) if fields else command", "asked = command")],
+        [Edit(LANE, "encoded(self._node, command, fields, timeout=0)", "encoded(self._node, command, {}, timeout=0)")],
         [LANE_TESTS + "test_a_write_with_an_idempotency_key_is_answered_as_flask_answers_it"]),
     Mutant(
         "lane-does-not-tell-the-time",
         "A write with a time to live takes the fast way, and expires by the time of the write before it.",
         "TTL by a clock that stands still",
-        [Edit(LANE, "if needs_time(command):", "if False:")],
+        [Edit(WRITES, "if _needs_time(command):", "if False:")],
         [LANE_TESTS + "test_a_write_that_lasts_for_a_time_is_answered_as_flask_answers_it"]),
     Mutant(
         "lane-makes-up-the-time",
         "A new leader takes its own clock for that of the state before it has heard what those before it have said.",
         "a lease after a change of leaders",
-        [Edit(LANE, "            term, _ = self._node.term_in_charge(timeout=0)\n", """
-            try:
-                term, _ = self._node.term_in_charge(timeout=0)
-            except RaftdError:
-                term = 7
+        [Edit(WRITES, "        term, timeout = node.term_in_charge(timeout)\n", """
+        try:
+            term, timeout = node.term_in_charge(timeout)
+        except Exception:
+            term = 7
 """)],
         [LANE_TESTS + "test_who_needs_a_time_that_is_not_known_yet_goes_to_flask_which_waits"]),
     Mutant(
@@ -244,13 +244,13 @@ WEB = (
         "A condition is looked at when the write arrives, not when it is applied: two writers both win.",
         "compare-and-set; etcd 3-way races; Jepsen, passim",
         [Edit(WRITES, """
-    node, asked = current_node(), as_asked(command, request.headers)
+    data, left = encoded(node, command, request.headers, timeout)
 """, """
     from raftd.kv import Get
     if not command.conditions.hold(current_node().read(Get(command.key)).modified_index):
         raise PreconditionFailed("a condition does not hold")
     command = command._replace(conditions=type(command.conditions)())
-    node, asked = current_node(), as_asked(command, request.headers)
+    data, left = encoded(node, command, request.headers, timeout)
 """)],
         [TESTS + "test_conditions_reach_the_command"]),
     Mutant(
@@ -299,7 +299,7 @@ WEB = (
         "idempotency-key-forgotten",
         "Idempotency-Key is taken without a word, and not kept: a retry is applied twice.",
         "FoundationDB, commit_unknown_result",
-        [Edit(WRITES, "key, held = idempotency_key(fields), fence(fields)", 'key, held = "", fence(fields)')],
+        [Edit(WRITES, "key, held, time = idempotency_key(fields), fence(fields), 0", 'key, held, time = "", fence(fields), 0')],
         [WRITES_TESTS + "test_an_idempotency_key_goes_with_the_command"]),
     Mutant(
         "delete-of-nothing-is-200",
