@@ -197,16 +197,15 @@ def lock(client, options):
     """
     if not options.command:
         options.parser.error("no command: raftctl lock NAME -- COMMAND")
-    running, starting = [], threading.Event()  # the command, once it is; from the moment on from which it may be
+    starting = threading.Event()  # from then on there may be a command
     wanted = client.lock(options.name, options.ttl, wait=options.wait, value=f"{os.uname().nodename} {os.getpid()}")
-    with _signals_for(running, starting) as wait_for, wanted as held:
+    with _signals(starting) as wait_for, wanted as held:
         starting.set()
         try:
             process = subprocess.Popen(options.command, env={**os.environ, "RAFTD_FENCE": held.fence})
         except OSError as error:
             print(f"raftctl: {options.command[0]}: {error.strerror}", file=sys.stderr)
             return NO_COMMAND if isinstance(error, FileNotFoundError) else CANNOT_RUN
-        running.append(process)
         ended = threading.Event()
         threading.Thread(target=_end_when_lost, args=[held, process, ended], daemon=True).start()
         try:
@@ -224,13 +223,13 @@ LASTING = (watch, lock)  # as long as somebody wants; others are at work, or spe
 
 
 @contextmanager
-def _signals_for(running, starting):
-    """Pass what tells this process to end on to the process in *running*; without one, end, unless it is just *starting*. Gives what waits
-    for a process, and returns its exit status."""
+def _signals(starting):
+    """What tells this process to end is for its command from *starting* on; before, it ends. Gives what waits for a process, passes that on
+    to it, and returns its exit status."""
     kept, (woken, wake) = [], socket.socketpair()
 
     def end(number, _):
-        if not running and not starting.is_set():
+        if not starting.is_set():
             raise SystemExit(ENDED_BY_SIGNAL + number)
         kept.append(number)
 
@@ -238,7 +237,7 @@ def _signals_for(running, starting):
         threading.Thread(target=lambda: (process.wait(), wake.send(b"\0")), daemon=True).start()
         while process.returncode is None:
             while kept:
-                process.send_signal(kept.pop())
+                process.send_signal(kept.pop(0))
             woken.recv(1)
         return process.returncode
     wake.setblocking(False)
