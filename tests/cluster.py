@@ -106,6 +106,16 @@ def free_port():
     raise AssertionError("no free port")
 
 
+_bound = []  # as long as these are, nobody else gets their ports
+
+
+def nobody():
+    """An address on which nobody listens."""
+    _bound.append(probe := socket.socket())
+    probe.bind(("127.0.0.1", 0))
+    return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
 # HTTP
 
 

@@ -14,7 +14,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
-from cluster import wait_until
+from cluster import nobody, wait_until
 from raftd import client as module
 from raftd.client import Client, Entry, Event, LockHeld, Unreachable
 from raftd.errors import (
@@ -149,16 +149,6 @@ def one_after_the_other(*answers):
     """The last one again and again."""
     left = list(answers)
     return lambda asked: left.pop(0) if len(left) > 1 else left[0]
-
-
-_BOUND = []  # as long as these are, nobody else gets their ports
-
-
-def nobody():
-    """An address on which nobody listens."""
-    _BOUND.append(probe := socket.socket())
-    probe.bind(("127.0.0.1", 0))
-    return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+import cluster
 from cluster import holds_for, wait_until
 from raftd import cli, joining, server
 from raftd.errors import StartupError
@@ -102,10 +103,7 @@ def black_hole():
 
 @pytest.fixture
 def nobody():
-    """An address at which nothing listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        yield f"127.0.0.1:{probe.getsockname()[1]}"
+    return cluster.nobody()
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import http.client
 import os
-import random
 import signal
 import socket
 import subprocess
@@ -13,20 +12,17 @@ from pathlib import Path
 
 import pytest
 
+from cluster import free_port
+
 QUICKSTART = Path(__file__).resolve().parent.parent / "bin/quickstart"
 
 
 def three_free_ports():
-    """The first of three ports in a row that nobody listens on, below those of the other tests."""
+    """The first of three ports in a row that nobody listens on."""
     while True:
-        first = random.randrange(10000, 20000)
-        try:
-            for port in range(first, first + 3):
-                with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", port))
-        except OSError:
-            continue
-        return first
+        first = free_port()
+        if [free_port(), free_port()] == [first + 1, first + 2]:
+            return first
 
 
 def ask(port, method, path, body=None):
