@@ -186,6 +186,11 @@ def test_the_status_is_that_of_the_command(raftctl):
     assert raftctl("get", "job").status == 1, "it was given back"
 
 
+def is_caught(process, number):
+    caught = next(line.split()[1] for line in Path(f"/proc/{process.pid}/status").read_text().splitlines() if line.startswith("SigCgt:"))
+    return int(caught, 16) >> (number - 1) & 1
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_to_end_is_for_the_command_and_then_the_lock_is_given_back(raftctl, cluster, number, status):
     with Client(cluster.servers[0].address) as client:
@@ -193,7 +198,7 @@ def test_a_signal_to_end_is_for_the_command_and_then_the_lock_is_given_back(raft
         command = int(held.stdout.readline())
         assert client.get("job")
         waits = subprocess.Popen([BIN / "raftctl", "lock", "job", "--", "true"])
-        time.sleep(0.5)  # for it to wait
+        wait_until(lambda: is_caught(waits, number), "the signal is of concern to who waits")
         waits.send_signal(number)
         held.send_signal(number)
         assert (held.wait(20), waits.wait(20)) == (status, status)
