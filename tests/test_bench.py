@@ -142,6 +142,13 @@ def test_help_has_examples_and_names_every_field(capsys):
     assert not [name for name in [*summary, *summary["writes"]] if not re.search(rf"\b{name}\b", text)]
 
 
+def test_plain_is_a_figure_a_line():
+    summary = result([0.001]).summary()
+    lines = dict(line.split(" ", 1) for line in ctl.load.plain(summary).splitlines())
+    assert lines["writes.p50_ms"] == "1.0" and lines["level"] == "linearizable" and lines["interrupted"] == "false"
+    assert lines["reads.p50_ms"] == "null" and len(lines) == len(summary) - 3 + len(summary["writes"]) + len(summary["reads"])
+
+
 def test_endpoints_come_from_the_flag_or_the_environment(monkeypatch):
     monkeypatch.delenv("RAFTD_ENDPOINTS", raising=False)
     assert ctl.parse(["bench"]).endpoints == ["localhost:4001"]

@@ -285,13 +285,14 @@ def test_a_learner_joins_is_promoted_and_removed(tmp_path, monkeypatch, capfd):
         new.start(join=cluster[1])
         cluster.wait_voters(2)
         assert ctl.main(["remove", new.name]) == 0
-        assert ctl.main(["remove", "none"]) == 1
+        assert ctl.main(["remove", "none"]) == 1 and capfd.readouterr().out == ""
         assert ctl.main(["promote", "none"]) == 1
         assert ctl.main(["join", new.name, new.address, "--learner"]) == 0
         capfd.readouterr()
         ctl.main(["members"])
         assert "learner" in capfd.readouterr().out
-        assert ctl.main(["promote", new.name]) == 0
+        assert ctl.main(["-o", "json", "promote", new.name]) == 0
+        assert json.loads(capfd.readouterr().out) == {"name": new.name, "address": new.address, "voter": True}
         cluster.wait_voters(2)
         new.kill()
         capfd.readouterr()
@@ -309,12 +310,34 @@ def test_a_learner_joins_is_promoted_and_removed(tmp_path, monkeypatch, capfd):
     ["get", "a", "-o", "xml"], ["get", "a", "--endpoints", "nonsense"], ["get", "a", "--endpoints", ","], ["lock", "a"],
     ["lock", "--", "true"],
     ["completion", "tcsh"], ["watch", "--count", "x"], ["watch", "--since", "abc"], ["get", "a", "--after", "3"],
-    ["delete", "--prefix", ""], ["delete", "a", "--all"], ["delete", "--prefix", "a", "--all"], ["bench", "-o", "plain"],
+    ["delete", "--prefix", ""], ["delete", "a", "--all"], ["delete", "--prefix", "a", "--all"],
+    ["-o", "xml", "get", "a"], ["--level", "stale", "get", "a"],
 ])
 def test_a_wrong_command_line_is_64(words, capsys):
     assert ctl.main(words) == 64
     said = capsys.readouterr()
     assert said.out == "" and "usage: raftctl" in said.err and said.err.splitlines()[-1].startswith("raftctl: ")
+
+
+def test_what_all_commands_take_stands_before_the_command_or_after_it(monkeypatch):
+    monkeypatch.setenv("RAFTD_ENDPOINTS", "c:3")
+    for command in (["get", "k"], ["bench"], ["lock", "k"]):
+        for words, expected in (
+                ([*command], (["c:3"], "table", 10.0)),
+                (["--endpoints", "a:1", "-o", "json", "--timeout=3s", *command], (["a:1"], "json", 3.0)),
+                (["--endpoints=a:1", *command, "-o", "plain"], (["a:1"], "plain", 10.0)),
+                (["--endpoints", "a:1", "-ojson", *command, "--endpoints", "b:2", "-o", "plain"], (["b:2"], "plain", 10.0))):
+            options = ctl.parse(words)
+            assert (options.endpoints, options.output, options.timeout) == expected, words
+
+
+def test_what_comes_after_two_dashes_is_the_command_of_a_lock():
+    for words, name, command in ((["lock", "k", "--ttl", "1s", "--", "get", "-o", "json", "--"], "k", ["get", "-o", "json", "--"]),
+                                 (["--endpoints", "lock:1", "-o", "json", "lock", "get", "--", "true"], "get", ["true"])):
+        options = ctl.parse(words)
+        assert (options.name, options.command) == (name, command)
+    options = ctl.parse(["--timeout", "1s", "set", "--ttl", "1s", "--", "lock", "-v"])
+    assert (options.key, options.value) == ("lock", "-v")
 
 
 def test_nobody_there_is_2_and_perhaps_done_is_3(capsys, monkeypatch):
@@ -354,7 +377,8 @@ def test_the_completion_of_bash_completes():
     script = subprocess.run([BIN / "raftctl", "completion", "bash"], capture_output=True, text=True, check=True).stdout
     for words, place, expected in (("me", 1, "members"), ("set --if", 2, "--if-absent --if-index"), ("set a --fe", 3, "--fence"),
                                    ("get a --level s", 4, "stale"), ("list -o ''", 3, "table json plain"), ("completion f", 2, "fish"),
-                                   ("set a --ttl ''", 4, "")):
+                                   ("set a --ttl ''", 4, ""), ("--e", 1, "--endpoints"), ("-o js", 2, "json"),
+                                   ("--endpoints a:1 li", 3, "list"), ("-o json get --le", 4, "--level")):
         ask = f'{script}\nCOMP_WORDS=(raftctl {words}); COMP_CWORD={place}; _raftctl; echo "${{COMPREPLY[*]}}"'
         said = subprocess.run(["bash", "-c", ask], capture_output=True, text=True)
         assert said.stdout.split() == expected.split(), (words, said)

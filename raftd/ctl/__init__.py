@@ -53,15 +53,17 @@ def _failed(error):
 
 def parse(argv):
     """The options in *argv*; ``options.run(options)`` does what they say. Ends the process as argparse does."""
-    parser = _Parser(prog="raftctl", description="Work with a cluster of raftd.", epilog=EXIT, allow_abbrev=False)
+    parser = _Parser(prog="raftctl", description="Work with a cluster of raftd.", epilog=EXIT, allow_abbrev=False, parents=[_common()])
     parser.add_argument("--version", action="version", version=f"raftctl {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     common = _common()
+    for action in common._actions:
+        action.default = argparse.SUPPRESS  # what stands before the subcommand holds unless it stands after it, too
 
     def add_command(name, run, help, examples):
         """The parser of a subcommand that has a Client."""
         indented = "\n".join(f"  {line}" for line in examples.splitlines())
-        added = commands.add_parser(name, parents=[common, _of_a_client()], help=help, description=help[0].upper() + help[1:] + ".",
+        added = commands.add_parser(name, parents=[common], help=help, description=help[0].upper() + help[1:] + ".",
                                     epilog=f"examples:\n{indented}\n\n{EXIT}", formatter_class=argparse.RawDescriptionHelpFormatter,
                                     allow_abbrev=False)
         added.set_defaults(run=lambda options: _with_client(run, options), parser=added)
@@ -71,13 +73,25 @@ def parse(argv):
     servers.add(add_command)
     load.add(commands, [common])
     completion.add(add_command)
-    commands.choices["completion"].set_defaults(run=lambda options: _complete(options, commands.choices))
-    before, command = (argv[:argv.index("--")], argv[argv.index("--") + 1:]) if argv[:1] == ["lock"] and "--" in argv else (argv, [])
-    return parser.parse_args(before, argparse.Namespace(command=command))
+    commands.choices["completion"].set_defaults(run=lambda options: _complete(options, parser, commands.choices))
+    words, command = _without_command(argv, parser)
+    return parser.parse_args(words, argparse.Namespace(command=command))
 
 
-def _complete(options, parsers):
-    print(completion.script(options.shell, parsers), end="")
+def _without_command(argv, parser):
+    """*argv* up to the ``--`` of ``lock``, and the command after it, whose options are none of ours."""
+    with_value = {option for action in parser._actions if action.nargs != 0 for option in action.option_strings}
+    at = 0
+    while argv[at:] and argv[at].startswith("-"):
+        at += 2 if argv[at] in with_value else 1
+    if argv[at:at + 1] != ["lock"] or "--" not in argv[at:]:
+        return argv, []
+    end = argv.index("--", at)
+    return argv[:end], argv[end + 1:]
+
+
+def _complete(options, parser, parsers):
+    print(completion.script(options.shell, parser, parsers), end="")
     return DONE
 
 
@@ -94,19 +108,13 @@ def _with_client(run, options):
 
 
 def _common():
-    """What every subcommand takes."""
+    """What every subcommand takes, before its name or after it."""
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--endpoints", metavar="HOST:PORT[,...]", type=_endpoints,
-                        default=os.environ.get("RAFTD_ENDPOINTS") or "localhost:4001",
-                        help="servers to ask, any of them first (default: $RAFTD_ENDPOINTS, else localhost:4001)")
-    return common
-
-
-def _of_a_client():
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("-o", "--output", choices=FORMATS, default="table",
-                        help="columns for people, or what a script can use (default table)")
-    common.add_argument("--timeout", type=seconds, default=10.0, metavar="TIME", help="for all attempts together (default 10s)")
+    add = common.add_argument
+    add("--endpoints", metavar="HOST:PORT[,...]", type=_endpoints, default=os.environ.get("RAFTD_ENDPOINTS") or "localhost:4001",
+        help="servers to ask, any of them first (default: $RAFTD_ENDPOINTS, else localhost:4001)")
+    add("-o", "--output", choices=FORMATS, default="table", help="columns for people, or what a script can use (default table)")
+    add("--timeout", type=seconds, default=10.0, metavar="TIME", help="for an answer, all attempts together (default 10s)")
     return common
 
 

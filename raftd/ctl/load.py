@@ -32,6 +32,7 @@ BENCH_EXAMPLES = """examples:
   raftctl bench                                         writes to localhost:4001's cluster, 64 clients, 10 s
   raftctl bench --read-share 0.9 --level stale --reads-from any
   raftctl bench --count 100000 --keys 100000 --json     so many requests; the figures as JSON
+  raftctl bench -o plain | grep writes.per_second       a figure a line
   raftctl bench --rate 2000 --duration 5m --plot latency.svg
 
 the fields of --json: clients, value_bytes, keys, read_share, level, reads_from, rate (as asked); seconds, interrupted;
@@ -58,9 +59,7 @@ def add(commands, parents):
     add("--count", type=at_least(1), metavar="N", help="requests, instead of --duration")
     add("--warm-up", type=seconds, metavar="TIME", help="load before the duration, which is not counted (default 1s)")
     add("--rate", type=_rate, metavar="N", help="begin so many requests a second (an open loop), each by a client that is free")
-    add("--timeout", type=seconds, default=10.0, metavar="TIME", help="an answer that takes longer is an error (default 10s)")
-    add("-o", "--output", choices=("table", "json"), default="table", help="columns for people, or JSON (default table)")
-    add("--json", action="store_const", const="json", dest="output", help="the same as --output json")
+    add("--json", action="store_const", const="json", dest="output", default=argparse.SUPPRESS, help="the same as --output json")
     add("--plot", type=Path, metavar="FILE.svg",
         help="draw latency over time, new terms, and compactions of the log (asks the leader for /status meanwhile)")
 
@@ -99,7 +98,7 @@ def run_bench(options):
         _must_have_succeeded(filled)
     result = _run(bench.Run(load, addresses), "load")
     _must_have_succeeded(result)
-    print(json.dumps(result.summary(), indent=2) if options.output == "json" else table(result.summary()))
+    print(FORMS[options.output](result.summary()))
     if options.plot:
         options.plot.write_text(svg_of(result))
     return DONE
@@ -158,6 +157,18 @@ class Bar:
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
+def as_json(summary):
+    return json.dumps(summary, indent=2)
+
+
+def plain(summary):
+    """A line for each figure: its name as in JSON (``writes.p50_ms``), and what it is."""
+    figures = {}
+    for name, value in summary.items():
+        figures.update({f"{name}.{inner}": figure for inner, figure in value.items()} if isinstance(value, dict) else {name: value})
+    return "\n".join(f"{name} {value if isinstance(value, str) else json.dumps(value)}" for name, value in figures.items())
+
+
 def table(summary):
     """*summary* for a person; latencies in milliseconds."""
     lines = [_title(summary), "",
@@ -171,6 +182,9 @@ def table(summary):
     if summary["unsent"]:
         lines.append(f"{summary['unsent']} requests were not sent, since no client was free")
     return "\n".join(lines)
+
+
+FORMS = {"table": table, "json": as_json, "plain": plain}
 
 
 def _title(summary):

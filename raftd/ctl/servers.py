@@ -41,21 +41,28 @@ def members(client, options):
 
 
 def join(client, options):
-    client.join(options.name, options.address, voter=not options.learner)
-    return DONE
-
-
-def remove(client, options):
-    client.remove(options.name)
-    return DONE
+    return _join(client, options, options.address, voter=not options.learner)
 
 
 def promote(client, options):
     for member in client.members():
         if member["name"] == options.name:
-            client.join(options.name, member["address"])
-            return DONE
+            return _join(client, options, member["address"], voter=True)
     raise NotFound(f"no member is named {options.name}")
+
+
+def _join(client, options, address, voter):
+    client.join(options.name, address, voter)
+    if options.output == "json":
+        print_json({"name": options.name, "address": address, "voter": voter})
+    return DONE
+
+
+def remove(client, options):
+    client.remove(options.name)
+    if options.output == "json":
+        print_json({"name": options.name})
+    return DONE
 
 
 def transfer(client, options):
