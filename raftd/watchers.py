@@ -11,7 +11,7 @@ import select
 import socket
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from contextlib import suppress
 from itertools import count
 
@@ -33,15 +33,61 @@ RETRY_SECONDS = 1.0  # when the state cannot be read
 
 
 class Watcher:
-    """One who watches a Stream on *connection*."""
+    """One who watches a Stream on *connection*. ``position``: the id up to which it was told, when it was last not up to date."""
 
     def __init__(self, connection, stream, head):
         self.connection, self.stream = connection, stream
         self.position = stream.position
+        self.has_kept_up = False  # it was up to date, once
         self.pending = memoryview(head + beginning(self.position))  # may be of the same bytes as that of others
+        self.is_blocked = False  # until the system takes more of that
         self.last_words = None  # that come after what is pending, and then nothing
-        self.has_kept_up = False  # it was told everything, once
         self.moved = time.monotonic()  # when bytes were last taken, or all had been
+
+    @property
+    def can_be_told(self):
+        return not self.pending and self.last_words is None
+
+
+class UpToDate:
+    """Watchers that have been told everything, by their prefixes: a change is the work of those who are told of it, not of all."""
+
+    def __init__(self):
+        self._watching = {}  # prefix -> {Watcher: None}
+        self._lengths = Counter()  # of these prefixes
+
+    def __contains__(self, watcher):
+        return watcher in self._watching.get(watcher.stream.prefix, ())
+
+    def add(self, watcher):
+        prefix = watcher.stream.prefix
+        if prefix not in self._watching:
+            self._watching[prefix] = {}
+            self._lengths[len(prefix)] += 1
+        self._watching[prefix][watcher] = None
+
+    def remove(self, watcher):
+        prefix = watcher.stream.prefix
+        del self._watching[prefix][watcher]
+        if not self._watching[prefix]:
+            del self._watching[prefix]
+            self._lengths[len(prefix)] -= 1
+            if not self._lengths[len(prefix)]:
+                del self._lengths[len(prefix)]
+
+    def of(self, changes):
+        """[(prefix, its Watchers, those of *changes* that are of keys with that prefix)], of prefixes that are watched."""
+        found = {}
+        for change in changes:
+            key = change.key
+            for length in self._lengths:
+                prefix = key[:length]
+                if prefix in self._watching and len(prefix) == length:
+                    found.setdefault(prefix, []).append(change)
+        return [(prefix, list(self._watching[prefix]), some) for prefix, some in found.items()]
+
+    def all(self):
+        return [watcher for group in self._watching.values() for watcher in group]
 
 
 class Parked:
@@ -67,12 +113,14 @@ class Watchers:
         self._epoll.register(self._sleeper, select.EPOLLIN)
         self._awake = self._stopping = self._ended = False
         self._incoming = deque()  # Watchers and Parkeds of other threads
-        self._watching = {}  # descriptor -> Watcher, in the order in which they were told something
+        self._watching = {}  # descriptor -> Watcher; of those who can be told something, each is in one of the next three
+        self._up_to_date = UpToDate()
+        self._behind, self._ahead = {}, {}  # Watcher -> None; who was told something last comes last
         self._parked, self._waiting = {}, {}  # key -> its Parkeds; descriptor -> Parked
         self._deadlines, self._numbers = [], count()  # of the Parkeds, a heap
         self._told = 0  # the id up to which all who are up to date have been told
-        self._is_behind = False  # somebody is not, who could be told more now
         self._rest_until, self._next_look = 0.0, math.inf  # at who is too slow, or hears nothing
+        self._is_resting = False  # it will find what has changed
         self._thread = threading.Thread(target=self._run, name="watchers")
         state.subscribe(self._applied, lambda: bool(self._watching or self._waiting))
 
@@ -114,7 +162,7 @@ class Watchers:
             self._let_go()
 
     def _applied(self):
-        if self._watching or self._waiting:
+        if (self._watching or self._waiting) and not self._is_resting:
             self._wake_up()
 
     def _wake_up(self):
@@ -147,7 +195,10 @@ class Watchers:
             self._release(parked)
 
     def _step(self):
-        for descriptor, happened in self._epoll.poll(self._seconds_to_wait()):
+        self._is_resting = time.monotonic() < self._rest_until
+        ready = self._epoll.poll(self._seconds_to_wait())
+        self._is_resting = False
+        for descriptor, happened in ready:
             if descriptor == self._sleeper.fileno():
                 self._sleeper.recv(4096)
             elif watcher := self._watching.get(descriptor):
@@ -172,26 +223,23 @@ class Watchers:
 
     def _seconds_to_wait(self):
         """Until something is due; -1 for ever."""
-        due = [self._next_look, *(deadline for deadline, *_ in self._deadlines[:1]), *([self._rest_until] if self._has_more() else [])]
+        due = [self._next_look, *(deadline for deadline, *_ in self._deadlines[:1])]
+        if self._is_resting or self._has_more():
+            due.append(self._rest_until)
         return -1 if min(due) == math.inf else max(0, min(due) - time.monotonic())
 
     def _has_more(self):
         """True if somebody may not have been told everything."""
-        return bool(self._watching or self._waiting) and (self._told < change_id(self._state.position.index) or self._is_behind)
+        return bool(self._watching or self._waiting) and (self._told < change_id(self._state.position.index) or bool(self._behind))
 
     def _is_late(self):
         """Who asks for what is long past has to wait for it, and makes nobody hurry."""
-        slowest = self._told
-        for watcher in self._watching.values():
-            if watcher.position >= self._told:
-                watcher.has_kept_up = True
-            elif watcher.has_kept_up and self._could_be_told(watcher):
-                slowest = min(slowest, watcher.position)
+        slowest = min([watcher.position for watcher in self._behind if watcher.has_kept_up], default=self._told)
         return self._state.changes_after(slowest) > LATE_CHANGES
 
     def _begin(self, new):
         if not self._watching and not self._waiting:
-            self._told, self._is_behind = change_id(self._state.position.index), False
+            self._told = change_id(self._state.position.index)
         if isinstance(new, Parked):
             self._wait(new)
             return
@@ -240,23 +288,27 @@ class Watchers:
     def _tell_those_up_to_date(self):
         before, position = self._told, self._state.position.index
         try:
-            changes = self._state.read(Changes(before, CHANGES_AT_ONCE, BYTES_AT_ONCE)).changes
+            changes, applied_index = self._state.read(Changes(before, CHANGES_AT_ONCE, BYTES_AT_ONCE))
         except HistoryGone:  # each will find that it can go on, or is told that it cannot
             self._told = change_id(position)
+            for watcher in self._up_to_date.all():
+                self._fall_behind(watcher, before)
             for parked in list(self._waiting.values()):
                 self._release(parked)
             return
-        self._told = changes[-1].id if changes else max(before, change_id(position))
+        self._told = changes[-1].id if changes else max(before, change_id(applied_index))
         texts, until = {}, time.monotonic() + AT_WORK_SECONDS  # (prefix, keys_only) -> what those are told
-        for watcher in list(self._watching.values()):
-            if watcher.position == before and not watcher.pending and watcher.last_words is None:
-                wanted = watcher.stream.prefix, watcher.stream.keys_only
+        for prefix, concerned, some in self._up_to_date.of(changes):
+            for watcher in concerned:
+                wanted = prefix, watcher.stream.keys_only
                 if wanted not in texts:
                     if texts and time.monotonic() >= until:
-                        continue  # from now on it is one of those behind
-                    texts[wanted] = events(changes, *wanted)
-                watcher.position = self._told
+                        self._fall_behind(watcher, before)
+                        continue
+                    texts[wanted] = events(some, *wanted)
                 self._say(watcher, texts[wanted])
+        for watcher in list(self._ahead):
+            self._place(watcher)
         last = {change.key: change.id for change in changes}
         for key in last.keys() & self._parked.keys():
             for parked in list(self._parked[key]):
@@ -265,21 +317,11 @@ class Watchers:
 
     def _tell_those_behind(self, until):
         """In turn: who was told something waits until all others were."""
-        self._is_behind, known = False, {}
-        for watcher in list(self._watching.values()):
-            if not self._could_be_told(watcher):
-                continue
+        known = {}
+        for watcher in list(self._behind):
             if known and time.monotonic() >= until:
-                self._is_behind = True
                 return
             self._catch_up(watcher, known)
-            descriptor = watcher.connection.fileno()
-            if descriptor in self._watching:
-                self._watching[descriptor] = self._watching.pop(descriptor)
-            self._is_behind = self._is_behind or self._could_be_told(watcher)
-
-    def _could_be_told(self, watcher):
-        return watcher.position < self._told and not watcher.pending and watcher.last_words is None
 
     def _catch_up(self, watcher, known):
         """*known*: what others at the same position were told: (position, prefix, keys_only) -> (position, text)."""
@@ -295,12 +337,36 @@ class Watchers:
         watcher.position, text = known[wanted]
         self._say(watcher, text)
 
+    def _place(self, watcher):
+        """Have it where it is found when there is more to tell: nowhere, while it is not to be told more."""
+        if watcher in self._up_to_date:
+            if watcher.can_be_told:
+                return
+            self._fall_behind(watcher, self._told)
+        self._behind.pop(watcher, None)
+        self._ahead.pop(watcher, None)
+        if not watcher.can_be_told:
+            return
+        if watcher.position < self._told:
+            self._behind[watcher] = None
+            return
+        watcher.has_kept_up = True
+        if watcher.position == self._told:
+            self._up_to_date.add(watcher)
+        else:
+            self._ahead[watcher] = None
+
+    def _fall_behind(self, watcher, position):
+        """Of those up to date, one that has only been told up to *position*."""
+        self._up_to_date.remove(watcher)
+        watcher.position = position
+        self._behind[watcher] = None
+
     # Connections
 
     def _say(self, watcher, data):
-        if data:
-            watcher.pending = memoryview(data)
-            self._send(watcher)
+        watcher.pending = memoryview(data)
+        self._send(watcher)
 
     def _send(self, watcher):
         """As much of what is pending as the system takes."""
@@ -320,8 +386,10 @@ class Watchers:
         if watcher.last_words == b"" and not watcher.pending:
             self._forget(watcher)
             return
-        self._is_behind = self._is_behind or self._could_be_told(watcher)
-        self._epoll.modify(watcher.connection, select.EPOLLIN | (select.EPOLLOUT if watcher.pending else 0))
+        self._place(watcher)
+        if watcher.is_blocked != bool(watcher.pending):
+            watcher.is_blocked = bool(watcher.pending)
+            self._epoll.modify(watcher.connection, select.EPOLLIN | (select.EPOLLOUT if watcher.is_blocked else 0))
 
     def _serve(self, watcher, happened):
         if happened & (select.EPOLLHUP | select.EPOLLERR):
@@ -348,6 +416,8 @@ class Watchers:
 
     def _forget(self, watcher):
         if self._watching.pop(watcher.connection.fileno(), None):
+            watcher.last_words = b""
+            self._place(watcher)
             self._epoll.unregister(watcher.connection)
             watcher.connection.close()
 
@@ -365,5 +435,5 @@ class Watchers:
             if watcher.pending and (now - watcher.moved > STALL_SECONDS or size > MAX_PENDING_BYTES):
                 self._drop(watcher, "dropped", "too slow: nothing was taken for a while, and there is more to tell")
             elif not watcher.pending and now - watcher.moved > KEEP_ALIVE_SECONDS:
-                self._say(watcher, keep_alive(watcher.position))
+                self._say(watcher, keep_alive(self._told if watcher in self._up_to_date else watcher.position))
         self._next_look = now + 1.0 if self._watching else math.inf

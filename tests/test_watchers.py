@@ -139,8 +139,9 @@ def test_who_goes_on_is_told_what_comes_after(store, watchers, since, first):
     assert ids == everything[everything.index(first):]
 
 
-def test_who_is_ahead_waits_until_it_comes(store, watchers):
+def test_who_is_ahead_waits_until_it_comes(store, watchers, monkeypatch):
     """On a server that is behind."""
+    monkeypatch.setattr(module, "KEEP_ALIVE_SECONDS", 1000)
     client = Client(watchers, since=3_000_000)
     for number in range(1, 6):
         apply(store, Set("a", b"%d" % number))
@@ -298,6 +299,59 @@ def test_what_has_changed_is_read_once_for_all_who_are_up_to_date(store, watcher
     for client in clients:
         client.hear(1)
     assert len(reads) <= 2
+
+
+def test_who_watches_other_keys_makes_no_work(store, watchers, monkeypatch):
+    """Nor does who watches a longer key; and who watches this key in more than one way is told in each of them once."""
+    clients = [Client(watchers, store=store, prefix=prefix) for prefix in ("", "a", "ab", "ab", "abc", "b", *(f"x{n}" for n in range(30)))]
+    eventually(lambda: len(watchers._up_to_date.all()) == len(clients))
+    made, events, said, say = [], module.events, [], watchers._say
+    monkeypatch.setattr(module, "events", lambda changes, prefix, keys_only: made.append(prefix) or events(changes, prefix, keys_only))
+    monkeypatch.setattr(watchers, "_say", lambda watcher, data: said.append(watcher) or say(watcher, data))
+    apply(store, Set("ab", b"1"))
+    eventually(lambda: watchers._told == 1_000_000)
+    apply(store, *[Set(f"a{number}", b"1") for number in range(4000)])
+    apply(store, Set("b", b"2"), Set("x7", b"3"))
+    for number, count in enumerate((4003, 4001, 1, 1, 0, 1)):
+        assert len(clients[number].hear(count)) == count
+    clients[6 + 7].hear(1)
+    eventually(lambda: watchers._told == change_id(store.position.index))
+    assert set(made) == {"", "a", "ab", "b", "x7"} and {watcher.stream.prefix for watcher in said} == set(made)
+    assert clients[4].events == [] and [len(clients[number].events) for number in range(4)] == [4003, 4001, 1, 1]
+    for client in clients:
+        client.close()
+    eventually(lambda: not watchers._watching)
+    assert not watchers._up_to_date._watching and not watchers._up_to_date._lengths
+
+
+def test_who_was_up_to_date_is_told_the_rest_and_nothing_twice(store, watchers):
+    """What does not concern him moves his place, too, and what he has not taken yet is no reason to begin again."""
+    quiet = Client(watchers, store=store, prefix="quiet")
+    apply(store, Set("a", b"1"))
+    eventually(lambda: watchers._told == 1_000_000)
+    [watcher] = watchers._watching.values()
+    large = [Set(f"quiet{number}", bytes([65 + number]) * (1 << 20)) for number in range(4)]
+    apply(store, *large)
+    eventually(lambda: watcher.pending and watcher.position > 1_000_000)
+    apply(store, Set("quiet", b"last"))
+    assert [event[0] for event in quiet.hear(5)] == ["2", "3", "4", "5", "6"]
+
+
+def test_what_happens_while_it_rests_is_told_afterwards(store, watchers, monkeypatch):
+    monkeypatch.setattr(module, "REST", 1e9)
+    monkeypatch.setattr(module, "MOST_REST_SECONDS", 3.0)
+    first, waiting = Waiting(watchers, "a", 0), Waiting(watchers, "b", 0)
+    eventually(lambda: len(watchers._waiting) == 2)
+    apply(store, Set("a", b"1"))
+    assert first.is_done()
+    eventually(lambda: watchers._is_resting)
+    steps, step = [], watchers._step
+    monkeypatch.setattr(watchers, "_step", lambda: steps.append(1) or step())
+    for number in range(20):
+        apply(store, Set("a", b"%d" % number))
+    apply(store, Set("b", b"1"))
+    assert waiting.is_done()
+    assert len(steps) < 10, "it was woken from its rest by each of them"
 
 
 def test_it_rests_four_times_as_long_as_it_works(store, watchers, monkeypatch):

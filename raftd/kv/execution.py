@@ -66,7 +66,7 @@ def know(connection, path):
 
 def execute(cursor, path, commands, position, known, limits=LIMITS):
     """Do the (index, command) pairs in order and move to *position*; returns (an Outcome for each, Known, with all keys that they were
-    about).
+    about, the rows of ``changes`` that were written, None if they are too many to be kept in memory).
 
     *path* is named in errors. *known*: after all earlier batches, with any keys.
     """
@@ -75,7 +75,7 @@ def execute(cursor, path, commands, position, known, limits=LIMITS):
     batch.write()
     database.write_position(cursor, position)
     next_deadline = _next_deadline(cursor) if batch.deadlines_have_changed else known.next_deadline
-    return outcomes, Known(batch.totals, next_deadline, batch.heads)
+    return outcomes, Known(batch.totals, next_deadline, batch.heads), batch.written
 
 
 def _next_deadline(cursor):
@@ -97,6 +97,7 @@ class Batch:
         self._dirty = {}  # the same, of those whose heads are to be written
         self._more_keys = 0  # than ``totals`` say
         self._changes, self._values = [], {}  # to be written; id -> value of them
+        self.written = []  # changes that are; None if they may be too many
         self._superseded = []  # ids of changes before the history begins that are the latest of no key any more
         self._requests = {}  # idempotency key -> (id, digest, outcome), of those that are known
         self._new_requests = {}  # the same, to be written
@@ -245,6 +246,7 @@ class Batch:
 
     def _delete_prefix(self, index, prefix):
         self._write_keys()
+        self.written = None
         self.heads.update({key: None for key in self.heads if key.startswith(prefix)})
         self._known_heads.clear()
         bounds, cursor = (prefix, end_of(prefix)), self._cursor
@@ -408,6 +410,8 @@ class Batch:
 
     def _write_changes(self):
         execute_rows(self._cursor, "INSERT INTO changes", self._changes)
+        if self.written is not None:
+            self.written += self._changes
         totals, count, size = self.totals, len(self._changes), sum(map(len, self._values.values()))
         self.totals = totals._replace(history_changes=totals.history_changes + count, history_bytes=totals.history_bytes + size)
         self._changes.clear()

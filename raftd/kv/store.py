@@ -23,6 +23,7 @@ from raftd.kv.commands import Changes, Get, HasChanged, List
 from raftd.kv.database import WAL_BYTES
 from raftd.kv.encoding import decode, foresee, how_many
 from raftd.kv.readers import Readers
+from raftd.kv.recent import Recent
 from raftd.kv.snapshot import BadSnapshot, Incoming, Snapshot, copy
 from raftd.sqlitefile import check_is_still, file_id, present, storage_errors
 
@@ -139,7 +140,9 @@ class KeyValueStore:
         with storage_errors(self._path):
             self._prepare_to_write()
             with self._transaction() as cursor:
-                outcomes, known = execution.execute(cursor, self._path, commands, position, self._known, self._limits)
+                outcomes, known, written = execution.execute(cursor, self._path, commands, position, self._known, self._limits)
+        is_told = written is not None and self.is_awaited
+        self._recent = self._recent.followed_by(written, index) if is_told else Recent.none(index)
         self._position = position
         self._follow(known)
         self._commands_in_wal += len(batch)
@@ -160,7 +163,8 @@ class KeyValueStore:
             case List():
                 return self._readers.read(queries.list_keys, self._path, query, self.clock.now)
             case Changes():
-                return self._readers.read(queries.history, self._path, query)
+                recent = None if self._closed else self._recent.history(query)
+                return recent or self._readers.read(queries.history, self._path, query)
             case HasChanged():
                 return self._readers.read(queries.has_changed, self._path, query)
         raise AssertionError(f"no query: {query!r}")
@@ -288,6 +292,7 @@ class KeyValueStore:
             with self._advice_on_damage():
                 database.check_tables(writer, self._path)
                 self._position = database.read_position(writer, self._path)
+                self._recent = Recent.none(self._position.index)
                 known = execution.know(writer, self._path)
                 all_moved, _ = database.checkpoint(writer, "TRUNCATE")
                 if all_moved:

@@ -4,8 +4,10 @@ from mutants.mutant import Edit, Mutant
 
 WATCHERS, WATCH, LISTENER, QUERIES, DB, PARAMETERS = (
     "watchers.py", "web/watch.py", "listener.py", "kv/queries.py", "web/db.py", "web/parameters.py")
+STORE, RECENT, EXECUTION = "kv/store.py", "kv/recent.py", "kv/execution.py"
 
 TESTS = "tests/test_watchers.py::"
+RECENT_TESTS = "tests/test_kv_recent.py::"
 WEB_TESTS = "tests/test_web_watch.py::"
 CLUSTER_TESTS = "tests/test_cluster_database.py::"
 HISTORIES = "watch histories: etcd, Jepsen 2020"
@@ -19,7 +21,7 @@ WATCHING = (
     Mutant(
         "no-rest-for-who-asks-for-the-past",
         "Who asks for all that was written gets all of a processor for that.", "writes and peers are left undisturbed",
-        [Edit(WATCHERS, "elif watcher.has_kept_up and self._could_be_told(watcher):", "elif self._could_be_told(watcher):")],
+        [Edit(WATCHERS, "for watcher in self._behind if watcher.has_kept_up]", "for watcher in self._behind]")],
         [TESTS + "test_it_does_not_rest_while_who_has_kept_up_might_lose_the_history"]),
     Mutant(
         "all-is-told-in-one-go",
@@ -34,14 +36,21 @@ WATCHING = (
     Mutant(
         "watcher-loses-what-is-pending",
         "Who has not taken all yet is told the next changes in place of the rest.", HISTORIES,
-        [Edit(WATCHERS, "if watcher.position == before and not watcher.pending and watcher.last_words is None:",
-              "if watcher.position == before and watcher.last_words is None:")],
+        [Edit(WATCHERS, "return not self.pending and self.last_words is None", "return self.last_words is None")],
         [TESTS + "test_who_takes_nothing_is_dropped_with_an_event_that_says_so"]),
     Mutant(
         "watcher-is-told-twice",
         "Who is behind is told what comes next, and again what all are told.", HISTORIES,
-        [Edit(WATCHERS, "if watcher.position == before and not watcher.pending and watcher.last_words is None:",
-              "if not watcher.pending and watcher.last_words is None:")],
+        [Edit(WATCHERS, """
+            self._behind[watcher] = None
+            return
+        watcher.has_kept_up = True
+        if watcher.position == self._told:
+""", """
+            self._behind[watcher] = None
+        watcher.has_kept_up = True
+        if watcher.position <= self._told:
+""")],
         [TESTS + "test_many_changes_are_told_in_pieces_while_more_come", TESTS + "test_who_goes_on_is_told_what_comes_after",
          TESTS + "test_who_is_ahead_waits_until_it_comes"]),
     Mutant(
@@ -52,22 +61,13 @@ WATCHING = (
     Mutant(
         "nobody-catches-up",
         "Who is behind is told nothing until the next change comes.", HISTORIES,
-        [Edit(WATCHERS, """
-        self._is_behind = self._is_behind or self._could_be_told(watcher)
-        self._epoll""", """
-        self._epoll""")],
+        [Edit(WATCHERS, "(self._told < change_id(self._state.position.index) or bool(self._behind))",
+              "self._told < change_id(self._state.position.index)")],
         [TESTS + "test_who_goes_on_where_the_history_is_gone_is_told_so", TESTS + "test_large_values"]),
     Mutant(
         "slow-watcher-polled",
         "Who takes nothing is looked at again and again, as fast as it goes.", "no polling",
-        [Edit(WATCHERS, """
-            if not self._could_be_told(watcher):
-                continue
-""", """
-            if not self._could_be_told(watcher):
-                self._is_behind = self._is_behind or watcher.position < self._told
-                continue
-""")],
+        [Edit(WATCHERS, "or bool(self._behind))", "or any(one.position < self._told for one in self._watching.values()))")],
         [TESTS + "test_who_is_slow_makes_no_work"]),
     Mutant(
         "history-jumps-unseen",
@@ -118,7 +118,7 @@ WATCHING = (
     Mutant(
         "those-behind-not-in-turn",
         "Who is behind waits until all before him are told everything.", "fairness",
-        [Edit(WATCHERS, "self._watching[descriptor] = self._watching.pop(descriptor)", "pass")],
+        [Edit(WATCHERS, "for watcher in list(self._behind):", "for watcher in sorted(self._behind, key=id):")],
         [TESTS + "test_those_behind_are_told_in_turn_and_others_meanwhile"]),
     Mutant(
         "slow-watcher-kept",
@@ -146,9 +146,97 @@ WATCHING = (
     Mutant(
         "each-watcher-reads-for-itself",
         "What has changed is read once for each who watches.", "cost per batch",
-        [Edit(WATCHERS, "if watcher.position == before and not watcher.pending and watcher.last_words is None:", "if False:"),
+        [Edit(WATCHERS, "for prefix, concerned, some in self._up_to_date.of(changes):", """
+for watcher in self._up_to_date.all():
+            self._fall_behind(watcher, before)
+        for prefix, concerned, some in []:"""),
          Edit(WATCHERS, "if wanted not in known:", "if True:")],
         [TESTS + "test_what_has_changed_is_read_once_for_all_who_are_up_to_date"]),
+    Mutant(
+        "all-who-watch-are-work",
+        "Whatever changes, all who watch are looked at, whose keys it is none of.", "etcd: watchers are found by their keys",
+        [Edit(WATCHERS, "        found = {}\n        for change in changes:\n            key",
+              "        found = {prefix: [] for prefix in self._watching}\n        for change in changes:\n            key")],
+        [TESTS + "test_who_watches_other_keys_makes_no_work"]),
+    Mutant(
+        "short-keys-told-twice",
+        "A key that is shorter than some that are watched is told once for each length of those.", HISTORIES,
+        [Edit(WATCHERS, "if prefix in self._watching and len(prefix) == length:", "if prefix in self._watching:")],
+        [TESTS + "test_who_watches_other_keys_makes_no_work", TESTS + "test_many_who_watch_different_keys_are_not_all_told_in_one_go"]),
+    Mutant(
+        "prefix-of-who-has-gone",
+        "The lengths of prefixes that nobody watches any more are tried for ever.", "bounded work",
+        [Edit(WATCHERS, "                del self._lengths[len(prefix)]\n", "                pass\n")],
+        [TESTS + "test_who_watches_other_keys_makes_no_work"]),
+    Mutant(
+        "falls-behind-and-skips",
+        "For whom there was no time is thought to have been told.", HISTORIES,
+        [Edit(WATCHERS, "self._fall_behind(watcher, before)\n                        continue",
+              "self._fall_behind(watcher, self._told)\n                        continue")],
+        [TESTS + "test_many_who_watch_different_keys_are_not_all_told_in_one_go"]),
+    Mutant(
+        "leaves-with-an-old-place",
+        "Who was up to date and takes his time is told again what has passed since he came.", HISTORIES,
+        [Edit(WATCHERS, "            self._fall_behind(watcher, self._told)\n        self._behind",
+              "            self._fall_behind(watcher, watcher.position)\n        self._behind")],
+        [TESTS + "test_who_was_up_to_date_is_told_the_rest_and_nothing_twice", TESTS + "test_large_values"]),
+    Mutant(
+        "keeps-alive-with-an-old-place",
+        "Who hears nothing for long is told to go on from where he began, of which the history may be gone.", HISTORIES,
+        [Edit(WATCHERS, "keep_alive(self._told if watcher in self._up_to_date else watcher.position)", "keep_alive(watcher.position)")],
+        [TESTS + "test_who_hears_nothing_for_long_is_told_that_it_is_still_there"]),
+    Mutant(
+        "ahead-for-ever",
+        "Who comes from a server that is further is never told anything.", HISTORIES,
+        [Edit(WATCHERS, "for watcher in list(self._ahead):", "for watcher in []:")],
+        [TESTS + "test_who_is_ahead_waits_until_it_comes"]),
+    Mutant(
+        "rests-and-forgets",
+        "What happens while it rests is not told until something else happens.", "lost wake-up",
+        [Edit(WATCHERS, "if self._is_resting or self._has_more():", "if self._has_more():")],
+        [TESTS + "test_what_happens_while_it_rests_is_told_afterwards"]),
+    Mutant(
+        "woken-from-its-rest",
+        "Each batch that is applied wakes it from its rest, for nothing.", "no polling",
+        [Edit(WATCHERS, "if (self._watching or self._waiting) and not self._is_resting:", "if self._watching or self._waiting:")],
+        [TESTS + "test_what_happens_while_it_rests_is_told_afterwards"]),
+    Mutant(
+        "changes-in-memory-with-a-gap",
+        "What was applied while nobody waited is missing from the changes in memory, which say that they are all.", HISTORIES,
+        [Edit(STORE, "self._recent.followed_by(written, index) if is_told else Recent.none(index)",
+              "self._recent.followed_by(written if is_told else [], index)")],
+        [RECENT_TESTS + "test_memory_and_table_say_the_same"], quick=True),
+    Mutant(
+        "changes-in-memory-go-back-further",
+        "The changes in memory answer for those that have been left out of it.", HISTORIES,
+        [Edit(RECENT, "after = batches.pop(0).last", "batches.pop(0)")],
+        [RECENT_TESTS + "test_memory_and_table_say_the_same"]),
+    Mutant(
+        "changes-in-memory-twice",
+        "Who goes on in the middle of a batch is told all of it.", HISTORIES,
+        [Edit(RECENT, "if id > query.after:", "if batch.last > query.after:")],
+        [RECENT_TESTS + "test_memory_and_table_say_the_same"]),
+    Mutant(
+        "changes-in-memory-without-bound",
+        "As many changes are in memory as there are batches to hold them, however large.", "bounded memory",
+        [Edit(RECENT, "or sum([batch.size for batch in batches]) > MOST_BYTES", "")],
+        [RECENT_TESTS + "test_there_are_never_many"]),
+    Mutant(
+        "changes-of-a-prefix-in-memory",
+        "A prefix that is deleted is in memory, key by key.", "bounded memory",
+        [Edit(EXECUTION, "        self._write_keys()\n        self.written = None\n", "        self._write_keys()\n")],
+        [RECENT_TESTS + "test_there_are_never_many"]),
+    Mutant(
+        "changes-in-memory-of-before-the-copy",
+        "After a copy was installed the changes in memory are those of before, and the next are put behind them.", HISTORIES,
+        [Edit(STORE, "                self._recent = Recent.none(self._position.index)\n",
+              "                self._recent = getattr(self, '_recent', Recent.none(self._position.index))\n")],
+        [RECENT_TESTS + "test_a_copy_takes_the_place_of_what_was_applied"]),
+    Mutant(
+        "closed-store-answers",
+        "A stream in a thread asks a store that is closed again and again, and is told each time that nothing is new.", "shutdown",
+        [Edit(STORE, "recent = None if self._closed else self._recent.history(query)", "recent = self._recent.history(query)")],
+        [RECENT_TESTS + "test_a_store_that_is_closed_says_so"]),
     Mutant(
         "watchers-do-not-rest",
         "Thousands who watch have the processor before writes and peers.", "etcd: watch storms",

@@ -58,7 +58,10 @@ class StateMachine:
     def _transact(self, batch, position):
         cursor = self._connection.cursor()
         cursor.execute("BEGIN")
-        outcomes, known = execution.execute(cursor, "state.db", batch, position, self._known, LIMITS)
+        outcomes, known, written = execution.execute(cursor, "state.db", batch, position, self._known, LIMITS)
+        after = max(database.change_id(self.position.index), known.totals.history_start)
+        assert written is None or [row for row in written if row[0] > after] == cursor.execute(
+            "SELECT * FROM changes WHERE id > ? ORDER BY id", (after,)).fetchall(), "who watches would be told something else"
         cursor.execute("COMMIT")
         self.position, self._known = position, known._replace(heads={**self._known.heads, **known.heads})
         return {index: outcome for (index, _), outcome in zip(batch, outcomes, strict=True)}
