@@ -30,6 +30,7 @@ AT_WORK_SECONDS = 0.05  # of telling, before it rests
 REST, MOST_REST_SECONDS = 4, 0.2  # so many times as long as it was at work, it rests, or so long
 LATE_CHANGES = 20_000  # have not been told to somebody who has kept up so far: no time to rest, or they will be history no more
 RETRY_SECONDS = 1.0  # when the state cannot be read
+_NOTHING = memoryview(b"")
 
 
 class Watcher:
@@ -54,7 +55,7 @@ class UpToDate:
 
     def __init__(self):
         self._watching = {}  # prefix -> {Watcher: None}
-        self._lengths = Counter()  # of these prefixes
+        self._lengths, self._rising = Counter(), []  # of these prefixes
 
     def __contains__(self, watcher):
         return watcher in self._watching.get(watcher.stream.prefix, ())
@@ -63,7 +64,7 @@ class UpToDate:
         prefix = watcher.stream.prefix
         if prefix not in self._watching:
             self._watching[prefix] = {}
-            self._lengths[len(prefix)] += 1
+            self._count(len(prefix), 1)
         self._watching[prefix][watcher] = None
 
     def remove(self, watcher):
@@ -71,18 +72,24 @@ class UpToDate:
         del self._watching[prefix][watcher]
         if not self._watching[prefix]:
             del self._watching[prefix]
-            self._lengths[len(prefix)] -= 1
-            if not self._lengths[len(prefix)]:
-                del self._lengths[len(prefix)]
+            self._count(len(prefix), -1)
+
+    def _count(self, length, more):
+        self._lengths[length] += more
+        if not self._lengths[length]:
+            del self._lengths[length]
+        if len(self._rising) != len(self._lengths):
+            self._rising = sorted(self._lengths)
 
     def of(self, changes):
         """[(prefix, its Watchers, those of *changes* that are of keys with that prefix)], of prefixes that are watched."""
         found = {}
         for change in changes:
             key = change.key
-            for length in self._lengths:
-                prefix = key[:length]
-                if prefix in self._watching and len(prefix) == length:
+            for length in self._rising:
+                if length > len(key):
+                    break
+                if (prefix := key[:length]) in self._watching:
                     found.setdefault(prefix, []).append(change)
         return [(prefix, list(self._watching[prefix]), some) for prefix, some in found.items()]
 
@@ -174,14 +181,16 @@ class Watchers:
     # In the thread of this
 
     def _run(self):
-        while not self._stopping:
-            try:
-                self._step()
-            except Exception:  # nobody would be told anything any more, and nobody would know
-                log.exception("all who watch are sent away")
-                self._let_go()
-        self._ended = True
-        self._let_go()
+        try:
+            while not self._stopping:
+                try:
+                    self._step()
+                except Exception:  # nobody would be told anything any more, and nobody would know
+                    log.exception("all who watch are sent away")
+                    self._let_go()
+        finally:
+            self._ended = True
+            self._let_go()
 
     def _let_go(self):
         """End all streams, and let all who wait be answered."""
@@ -196,16 +205,15 @@ class Watchers:
 
     def _step(self):
         self._is_resting = time.monotonic() < self._rest_until
-        ready = self._epoll.poll(self._seconds_to_wait())
-        self._is_resting = False
-        for descriptor, happened in ready:
-            if descriptor == self._sleeper.fileno():
-                self._sleeper.recv(4096)
-            elif watcher := self._watching.get(descriptor):
+        ready = dict(self._epoll.poll(self._seconds_to_wait()))
+        if ready.pop(self._sleeper.fileno(), None):
+            self._sleeper.recv(4096)
+        self._awake = self._is_resting = False  # before anything that may fail
+        for descriptor, happened in ready.items():
+            if watcher := self._watching.get(descriptor):
                 self._serve(watcher, happened)
             elif parked := self._waiting.get(descriptor):
                 self._release(parked)
-        self._awake = False
         while self._incoming:
             self._begin(self._incoming.popleft())
         now = time.monotonic()
@@ -243,8 +251,13 @@ class Watchers:
         if isinstance(new, Parked):
             self._wait(new)
             return
+        try:
+            self._epoll.register(new.connection, select.EPOLLIN)
+        except OSError as error:
+            log.warning("somebody cannot watch error=%s", error)
+            new.connection.close()
+            return
         self._watching[new.connection.fileno()] = new
-        self._epoll.register(new.connection, select.EPOLLIN)
         self._next_look = min(self._next_look, time.monotonic() + 1.0)
         self._send(new)
 
@@ -293,6 +306,7 @@ class Watchers:
             self._told = change_id(position)
             for watcher in self._up_to_date.all():
                 self._fall_behind(watcher, before)
+            self._place_those_ahead()
             for parked in list(self._waiting.values()):
                 self._release(parked)
             return
@@ -307,8 +321,7 @@ class Watchers:
                         continue
                     texts[wanted] = events(some, *wanted)
                 self._say(watcher, texts[wanted])
-        for watcher in list(self._ahead):
-            self._place(watcher)
+        self._place_those_ahead()
         last = {change.key: change.id for change in changes}
         for key in last.keys() & self._parked.keys():
             for parked in list(self._parked[key]):
@@ -324,18 +337,27 @@ class Watchers:
             self._catch_up(watcher, known)
 
     def _catch_up(self, watcher, known):
-        """*known*: what others at the same position were told: (position, prefix, keys_only) -> (position, text)."""
+        """*known*: what others at the same position were told: (position, prefix, keys_only) -> (position, text), or HistoryGone."""
         wanted = watcher.position, watcher.stream.prefix, watcher.stream.keys_only
         if wanted not in known:
-            try:
-                changes = self._state.read(Changes(watcher.position, CHANGES_AT_ONCE, BYTES_AT_ONCE)).changes
-            except HistoryGone as error:
-                self._drop(watcher, "gone", str(error))
-                return
-            changes = [change for change in changes if change.id <= self._told]
-            known[wanted] = changes[-1].id if changes else self._told, events(changes, *wanted[1:])
+            known[wanted] = self._what_comes_after(*wanted)
+        if isinstance(known[wanted], HistoryGone):
+            self._drop(watcher, "gone", str(known[wanted]))
+            return
         watcher.position, text = known[wanted]
         self._say(watcher, text)
+
+    def _what_comes_after(self, position, prefix, keys_only):
+        try:
+            changes = self._state.read(Changes(position, CHANGES_AT_ONCE, BYTES_AT_ONCE)).changes
+        except HistoryGone as error:
+            return error
+        changes = [change for change in changes if change.id <= self._told]
+        return changes[-1].id if changes else self._told, events(changes, prefix, keys_only)
+
+    def _place_those_ahead(self):
+        for watcher in list(self._ahead):
+            self._place(watcher)
 
     def _place(self, watcher):
         """Have it where it is found when there is more to tell: nowhere, while it is not to be told more."""
@@ -374,6 +396,7 @@ class Watchers:
             while watcher.pending:
                 watcher.pending = watcher.pending[watcher.connection.send(watcher.pending):]
                 watcher.moved = time.monotonic()
+            watcher.pending = _NOTHING  # an empty part of what was told would hold all of it
         except BlockingIOError:
             pass
         except OSError:
@@ -418,7 +441,8 @@ class Watchers:
         if self._watching.pop(watcher.connection.fileno(), None):
             watcher.last_words = b""
             self._place(watcher)
-            self._epoll.unregister(watcher.connection)
+            with suppress(OSError, ValueError):
+                self._epoll.unregister(watcher.connection)
             watcher.connection.close()
 
     def _look_at_all(self, now):

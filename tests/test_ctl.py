@@ -3,6 +3,8 @@
 import io
 import json
 import os
+import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -373,12 +375,70 @@ def test_completion_knows_all_commands_and_their_options(capsys, shell):
     assert all(command in text for command in COMMANDS) and "if-absent" in text and "reads-from" in text
 
 
+COMPLETED = [("--end", "--endpoints"), ("-o js", "-o json"), ("list --output js", "list --output json"),
+             ("set a --if-ab", "set a --if-absent"), ("get a --level st", "get a --level stale")]
+
+
+@pytest.mark.parametrize("shell", [shell for shell in ("bash", "zsh") if shutil.which(shell)])
+def test_the_completion_completes_in_a_shell_that_somebody_types_into(shell, tmp_path):
+    """A function is in the place of raftctl, and tells what was typed for it."""
+    (tmp_path / "script").write_bytes(subprocess.run([BIN / "raftctl", "completion", shell], capture_output=True, check=True).stdout)
+    starts = {"bash": ["bash", "--norc", "-i"], "zsh": ["zsh", "-f", "-i"]}[shell]
+    begin = {"bash": "", "zsh": "autoload -Uz compinit; compinit -u -D; "}[shell]
+    ours, theirs = os.openpty()
+    process = subprocess.Popen(starts, stdin=theirs, stdout=theirs, stderr=theirs, env={**os.environ, "TERM": "dumb", "HISTFILE": ""},
+                               cwd=tmp_path, start_new_session=True)
+    os.close(theirs)
+    try:
+        said = b""
+
+        def say(text, until):
+            nonlocal said
+            os.write(ours, text.encode())
+            deadline = time.monotonic() + 20
+            while until.encode() not in said:
+                assert select.select([ours], [], [], max(0, deadline - time.monotonic()))[0], (text, until, said[-500:])
+                said += os.read(ours, 4096)
+        say(begin + "source ./script; raftctl() { echo \"<$*>\"; }; echo rea''dy\n", "ready")
+        for typed, told in [*COMPLETED, ("--endpoints list mem", "--endpoints list members")]:
+            say(f"raftctl {typed}\t\n", f"<{told}>")
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+
+
+@pytest.mark.parametrize("shell", [shell for shell in ("fish",) if shutil.which(shell)])
+def test_the_completion_of_fish_completes(shell):
+    script = subprocess.run([BIN / "raftctl", "completion", shell], capture_output=True, text=True, check=True).stdout
+    for typed, told in COMPLETED:
+        done = subprocess.run([shell, "-c", f"{script}\ncomplete -C 'raftctl {typed}'"], capture_output=True, text=True, timeout=30)
+        assert done.stdout.split() == told.split()[-1:], (typed, done)
+
+
+def test_the_completion_of_fish_has_short_options_too(capsys):
+    assert ctl.main(["completion", "fish"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.endswith(" -s o -l output -x -a 'table json plain'") for line in lines) == 1 + len(COMMANDS)
+
+
+def test_a_wrong_environment_is_named_and_no_matter_to_a_shell_that_starts(capsys, monkeypatch):
+    monkeypatch.setenv("RAFTD_ENDPOINTS", "nonsense")
+    assert ctl.main(["get", "a"]) == 64
+    assert capsys.readouterr().err.splitlines()[-1] == "raftctl: RAFTD_ENDPOINTS: not HOST:PORT: 'nonsense'"
+    assert ctl.main(["completion", "bash"]) == 0
+    assert ctl.parse(["get", "a", "--endpoints", "a:1"]).endpoints == ["a:1"]
+
+
 def test_the_completion_of_bash_completes():
     script = subprocess.run([BIN / "raftctl", "completion", "bash"], capture_output=True, text=True, check=True).stdout
     for words, place, expected in (("me", 1, "members"), ("set --if", 2, "--if-absent --if-index"), ("set a --fe", 3, "--fence"),
                                    ("get a --level s", 4, "stale"), ("list -o ''", 3, "table json plain"), ("completion f", 2, "fish"),
                                    ("set a --ttl ''", 4, ""), ("--e", 1, "--endpoints"), ("-o js", 2, "json"),
-                                   ("--endpoints a:1 li", 3, "list"), ("-o json get --le", 4, "--level")):
+                                   ("--endpoints a:1 li", 3, "list"), ("-o json get --le", 4, "--level"),
+                                   ("--endpoints list me", 3, "members"), ("list list --kee", 3, ""), ("set --ttl --fe", 3, ""),
+                                   ("list --output = j", 4, "json"), ("list --output =", 3, "table json plain"),
+                                   ("list --output = json --ke", 5, "--keys-only"), ("lock k -- l", 4, ""), ("-o '' l", 3, "list lock")):
         ask = f'{script}\nCOMP_WORDS=(raftctl {words}); COMP_CWORD={place}; _raftctl; echo "${{COMPREPLY[*]}}"'
         said = subprocess.run(["bash", "-c", ask], capture_output=True, text=True)
         assert said.stdout.split() == expected.split(), (words, said)

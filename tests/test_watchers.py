@@ -1,5 +1,6 @@
 """Those who wait for changes: what they are told, in which order, who is too slow, and that one thread does it all."""
 
+import errno
 import json
 import socket
 import threading
@@ -148,6 +149,24 @@ def test_who_is_ahead_waits_until_it_comes(store, watchers, monkeypatch):
     assert [event[0] for event in client.hear(2)] == ["4", "5"]
 
 
+@pytest.mark.parametrize("limits", [Limits(changes=50, removed_at_once=1)], ids=["few"])
+def test_who_is_ahead_when_a_copy_comes_is_told_what_it_has(store, watchers, limits, tmp_path, monkeypatch):
+    """The history of the copy begins after what this server had."""
+    monkeypatch.setattr(module, "KEEP_ALIVE_SECONDS", 1000)
+    client = Client(watchers, since=150_000_000)
+    eventually(lambda: watchers._ahead)
+    (tmp_path / "leader").mkdir()
+    with closing(KeyValueStore(tmp_path / "leader", limits=limits)) as leader:
+        for number in range(160):
+            apply(leader, Set("a", b"%d" % number))
+        snapshot = leader.snapshot()
+        incoming = store.receive(160, 1, snapshot.size, snapshot.sha256)
+        incoming.write(0, snapshot.read(0, snapshot.size))
+        snapshot.close()
+        store.install(incoming)
+    assert [event[0] for event in client.hear(10)] == [str(index) for index in range(151, 161)]
+
+
 def test_many_changes_are_told_in_pieces_while_more_come(store, watchers):
     apply(store, *(Set(f"k{number}", b"%d" % number) for number in range(5000)))
     early, late = Client(watchers, since=0), Client(watchers, store=store)
@@ -233,6 +252,15 @@ def test_what_many_are_told_alike_counts_once(store, watchers, monkeypatch):
     assert all(watcher.last_words is None for watcher in watchers._watching.values())
     for client in clients:
         client.close()
+
+
+def test_what_was_told_is_not_kept(store, watchers):
+    client = Client(watchers, store=store)
+    apply(store, Set("a", b"x" * 100_000))
+    client.hear(1)
+    eventually(lambda: watchers._up_to_date.all())
+    assert [len(watcher.pending.obj) for watcher in watchers._watching.values()] == [0]
+    client.close()
 
 
 def test_who_has_gone_is_forgotten(store, watchers):
@@ -538,6 +566,54 @@ def test_a_fault_of_ours_sends_all_away_and_is_over_then(store, watchers, monkey
         assert waiting.is_done() and "all who watch are sent away" in caplog.text
     stream = Client(watchers, store=store)
     apply(store, Set("a", b"2"))
+    assert stream.hear(1)
+
+
+class Epoll:
+    """That of Watchers, but for what is given."""
+
+    def __init__(self, epoll, **others):
+        self._epoll = epoll
+        self.__dict__.update(others)
+
+    def __getattr__(self, name):
+        return getattr(self._epoll, name)
+
+
+def test_after_a_fault_it_still_hears_who_comes(store, watchers, monkeypatch, caplog):
+    """A fault in the middle of what has happened, a wake-up among it."""
+    waiting, failed, release, poll = Waiting(watchers, "a", 0), threading.Event(), watchers._release, watchers._epoll.poll
+    eventually(lambda: watchers._waiting)
+
+    def fails_once(parked):
+        if not failed.is_set():
+            failed.set()
+            raise ZeroDivisionError
+        release(parked)
+    with monkeypatch.context() as patch:
+        patch.setattr(watchers, "_epoll", Epoll(watchers._epoll, poll=lambda *args: watchers._wake_up() or poll(*args)))
+        patch.setattr(watchers, "_release", fails_once)
+        watchers._wake_up()
+        waiting.client.close()
+        assert failed.wait(DEADLINE_SECONDS) and waiting.is_done()
+    assert "all who watch are sent away" in caplog.text
+    stream = Client(watchers, store=store)
+    apply(store, Set("a", b"1"))
+    assert stream.hear(1)
+
+
+def test_who_cannot_be_waited_for_is_sent_away_alone(store, watchers, monkeypatch, caplog):
+    """The system allows so many to be waited for and no more."""
+    def is_full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    stream = Client(watchers, store=store)
+    eventually(lambda: watchers._watching)
+    with monkeypatch.context() as patch:
+        patch.setattr(watchers, "_epoll", Epoll(watchers._epoll, register=is_full))
+        other = Client(watchers, store=store)
+        other.hear_until(lambda: other.ended)
+    assert other.heard == b"" and "somebody cannot watch" in caplog.text
+    apply(store, Set("a", b"1"))
     assert stream.hear(1)
 
 

@@ -75,7 +75,10 @@ def parse(argv):
     completion.add(add_command)
     commands.choices["completion"].set_defaults(run=lambda options: _complete(options, parser, commands.choices))
     words, command = _without_command(argv, parser)
-    return parser.parse_args(words, argparse.Namespace(command=command))
+    options = parser.parse_args(words, argparse.Namespace(command=command))
+    if options.endpoints is None and options.parser is not commands.choices["completion"]:  # which every shell reads that starts
+        options.endpoints = _endpoints_of_the_environment(options.parser)
+    return options
 
 
 def _without_command(argv, parser):
@@ -111,11 +114,18 @@ def _common():
     """What every subcommand takes, before its name or after it."""
     common = argparse.ArgumentParser(add_help=False)
     add = common.add_argument
-    add("--endpoints", metavar="HOST:PORT[,...]", type=_endpoints, default=os.environ.get("RAFTD_ENDPOINTS") or "localhost:4001",
+    add("--endpoints", metavar="HOST:PORT[,...]", type=_endpoints,
         help="servers to ask, any of them first (default: $RAFTD_ENDPOINTS, else localhost:4001)")
     add("-o", "--output", choices=FORMATS, default="table", help="columns for people, or what a script can use (default table)")
     add("--timeout", type=seconds, default=10.0, metavar="TIME", help="for an answer, all attempts together (default 10s)")
     return common
+
+
+def _endpoints_of_the_environment(parser):
+    try:
+        return _endpoints(os.environ.get("RAFTD_ENDPOINTS") or "localhost:4001")
+    except argparse.ArgumentTypeError as error:
+        parser.error(f"RAFTD_ENDPOINTS: {error}")
 
 
 def _endpoints(text):

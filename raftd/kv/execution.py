@@ -66,7 +66,7 @@ def know(connection, path):
 
 def execute(cursor, path, commands, position, known, limits=LIMITS):
     """Do the (index, command) pairs in order and move to *position*; returns (an Outcome for each, Known, with all keys that they were
-    about, the rows of ``changes`` that were written, None if they are too many to be kept in memory).
+    about, the rows of ``changes`` that were written, None if they may be too many for memory).
 
     *path* is named in errors. *known*: after all earlier batches, with any keys.
     """

@@ -8,7 +8,8 @@ from typing import NamedTuple
 from raftd.kv.commands import History
 from raftd.kv.database import Change, change_id
 
-MOST_BATCHES, MOST_CHANGES, MOST_BYTES = 32, 10_000, 4 << 20  # of values; of the newest batch, all
+# What is kept: keys and values of so many bytes; but the newest batch, whatever it has.
+MOST_BATCHES, MOST_CHANGES, MOST_BYTES = 32, 10_000, 4 << 20
 
 
 class _Applied(NamedTuple):
@@ -33,7 +34,7 @@ class Recent(NamedTuple):
 
     def followed_by(self, rows, index):
         """This, and the next batch, after which the state stands at *index*; what is old is left out."""
-        after, batches = self.after, [*self.batches, _Applied(change_id(index), rows, sum([len(row[-1]) for row in rows]))]
+        after, batches = self.after, [*self.batches, _Applied(change_id(index), rows, sum([len(row[-2]) + len(row[-1]) for row in rows]))]
         while len(batches) > 1 and (len(batches) > MOST_BATCHES or sum([len(batch.rows) for batch in batches]) > MOST_CHANGES
                                     or sum([batch.size for batch in batches]) > MOST_BYTES):
             after = batches.pop(0).last

@@ -93,7 +93,7 @@ class KeyValueStore:
 
     @property
     def is_awaited(self):
-        """True if somebody waits for changes: then ``apply`` should not be put off for long."""
+        """True if somebody waits for changes: then ``apply`` should not be put off for long, and what it changes is kept in memory."""
         return any([waits() for _, waits in list(self._subscribers)])
 
     def changes_after(self, position):
@@ -155,7 +155,7 @@ class KeyValueStore:
     def read(self, query):
         """The answer to a Get, List, Changes or HasChanged, as Found, Listed, History or bool; never waits for ``apply``.
 
-        Raises StorageFailed if what was asked for is not as it was written, HistoryGone.
+        Raises StorageFailed if what was asked for is not as it was written, HistoryGone. The newest Changes come from memory.
         """
         match query:
             case Get(key):
@@ -291,8 +291,8 @@ class KeyValueStore:
         try:
             with self._advice_on_damage():
                 database.check_tables(writer, self._path)
-                self._position = database.read_position(writer, self._path)
-                self._recent = Recent.none(self._position.index)
+                position = database.read_position(writer, self._path)
+                self._recent, self._position = Recent.none(position.index), position
                 known = execution.know(writer, self._path)
                 all_moved, _ = database.checkpoint(writer, "TRUNCATE")
                 if all_moved:

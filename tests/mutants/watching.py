@@ -161,12 +161,12 @@ for watcher in self._up_to_date.all():
     Mutant(
         "short-keys-told-twice",
         "A key that is shorter than some that are watched is told once for each length of those.", HISTORIES,
-        [Edit(WATCHERS, "if prefix in self._watching and len(prefix) == length:", "if prefix in self._watching:")],
+        [Edit(WATCHERS, "                if length > len(key):\n                    break\n", "")],
         [TESTS + "test_who_watches_other_keys_makes_no_work", TESTS + "test_many_who_watch_different_keys_are_not_all_told_in_one_go"]),
     Mutant(
         "prefix-of-who-has-gone",
         "The lengths of prefixes that nobody watches any more are tried for ever.", "bounded work",
-        [Edit(WATCHERS, "                del self._lengths[len(prefix)]\n", "                pass\n")],
+        [Edit(WATCHERS, "            self._count(len(prefix), -1)\n", "            pass\n")],
         [TESTS + "test_who_watches_other_keys_makes_no_work"]),
     Mutant(
         "falls-behind-and-skips",
@@ -190,6 +190,28 @@ for watcher in self._up_to_date.all():
         "Who comes from a server that is further is never told anything.", HISTORIES,
         [Edit(WATCHERS, "for watcher in list(self._ahead):", "for watcher in []:")],
         [TESTS + "test_who_is_ahead_waits_until_it_comes"]),
+    Mutant(
+        "ahead-of-a-copy",
+        "Who comes from a server that is further is told nothing of what a copy has brought, until something else happens.", HISTORIES,
+        [Edit(WATCHERS, "                self._fall_behind(watcher, before)\n            self._place_those_ahead()\n",
+              "                self._fall_behind(watcher, before)\n")],
+        [TESTS + "test_who_is_ahead_when_a_copy_comes_is_told_what_it_has"]),
+    Mutant(
+        "told-and-kept",
+        "Whoever was told something large keeps it in memory until there is more.", "bounded memory",
+        [Edit(WATCHERS, "            watcher.pending = _NOTHING  # an empty part of what was told would hold all of it\n", "")],
+        [TESTS + "test_what_was_told_is_not_kept"]),
+    Mutant(
+        "deaf-after-a-fault",
+        "After a fault of ours nothing wakes the thread any more.", "a thread that dies unseen",
+        [Edit(WATCHERS, "self._awake = self._is_resting = False  # before", "self._is_resting = False  # before"),
+         Edit(WATCHERS, """
+        while self._incoming:
+            self._begin""", """
+        self._awake = False
+        while self._incoming:
+            self._begin""")],
+        [TESTS + "test_after_a_fault_it_still_hears_who_comes"]),
     Mutant(
         "rests-and-forgets",
         "What happens while it rests is not told until something else happens.", "lost wake-up",
@@ -229,8 +251,8 @@ for watcher in self._up_to_date.all():
     Mutant(
         "changes-in-memory-of-before-the-copy",
         "After a copy was installed the changes in memory are those of before, and the next are put behind them.", HISTORIES,
-        [Edit(STORE, "                self._recent = Recent.none(self._position.index)\n",
-              "                self._recent = getattr(self, '_recent', Recent.none(self._position.index))\n")],
+        [Edit(STORE, "self._recent, self._position = Recent.none(position.index), position",
+              "self._recent, self._position = getattr(self, '_recent', Recent.none(position.index)), position")],
         [RECENT_TESTS + "test_a_copy_takes_the_place_of_what_was_applied"]),
     Mutant(
         "closed-store-answers",

@@ -19,6 +19,7 @@ from raftd.raft.roles import Candidate, Follower, Leader
 
 RPC_SECONDS = 0.4
 STEPS = 1000  # of one run under faults
+SMALL = {6: (1, 2), 13: (2, 1)}  # seed, of twenty: so few servers, and spares; they lead alone, or cannot lose one
 BOUND = 30  # election timeouts: when nothing fails any more, there is progress by then
 KEPT_EVENTS = 60  # the last ones, to be shown when something goes wrong
 CALLED_MEANWHILE = Faults(reads=1, writes=1)
@@ -380,7 +381,7 @@ def run(seed, record=False):
 
     Returns the Cluster; raises AssertionError with the story of the end.
     """
-    size, spares = (3, 2) if seed % 2 else (5, 1)
+    size, spares = SMALL.get(seed % 20) or ((3, 2) if seed % 2 else (5, 1))
     cluster = Cluster(seed, size, spares, record=record)
     try:
         for _ in range(STEPS):
