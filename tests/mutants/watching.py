@@ -90,10 +90,10 @@ WATCHING = (
         "fault-ends-the-thread",
         "After a fault of ours nobody is told anything any more, and no read that waits is answered.", "a thread that dies unseen",
         [Edit(WATCHERS, """
-                self._let_go()
-        self._ended = True""", """
-                return
-        self._ended = True""")],
+                    self._let_go()
+        finally:""", """
+                    return
+        finally:""")],
         [TESTS + "test_a_fault_of_ours_sends_all_away_and_is_over_then"]),
     Mutant(
         "unreadable-state-ends-the-wait",
