@@ -56,7 +56,7 @@ WATCHING = (
     Mutant(
         "catching-up-skips",
         "Who catches up is thought to be up to date after one piece.", HISTORIES,
-        [Edit(WATCHERS, "known[wanted] = changes[-1].id if changes else self._told, events", "known[wanted] = self._told, events")],
+        [Edit(WATCHERS, "return changes[-1].id if changes else self._told, events", "return self._told, events")],
         [TESTS + "test_many_changes_are_told_in_pieces_while_more_come"]),
     Mutant(
         "nobody-catches-up",
