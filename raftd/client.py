@@ -28,16 +28,16 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException, HTTPResponse
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, overload
 from urllib.parse import quote, urlencode, urlsplit
 from uuid import uuid4
 
 import requests
-from requests.adapters import NewConnectionError
+from urllib3.exceptions import NewConnectionError
 
 from raftd.errors import BadRequest, HistoryGone, NoLeader, NotFound, NotLeader, PreconditionFailed, RaftdError
 
@@ -54,7 +54,8 @@ PAGE_ITEMS = 1000
 LEAST_LOCK_SECONDS = 0.1
 LOCK_WAIT_SECONDS = 30.0  # of one long poll
 
-_ERRORS = {error.code: error for error in [RaftdError, *RaftdError.__subclasses__()]}
+_ERRORS: dict[str, type[RaftdError]] = {RaftdError.code: RaftdError, **{error.code: error for error in RaftdError.__subclasses__()}}
+_Default = TypeVar("_Default")
 
 
 class Unreachable(RaftdError):
@@ -81,7 +82,7 @@ class Entry(NamedTuple):
 
     key: str
     value: bytes | None
-    index: int
+    index: int  # type: ignore[assignment]  # not that of a tuple
     created_index: int | None = None
     version: int | None = None
     expires_in: float | None = None
@@ -91,7 +92,7 @@ class Transaction(NamedTuple):
     """What came of a transaction. *succeeded*: its conditions held; *results*: one dict for each operation that was done."""
 
     succeeded: bool
-    index: int
+    index: int  # type: ignore[assignment]  # not that of a tuple
     results: list[dict[str, Any]]
 
 
@@ -108,7 +109,7 @@ class Event(NamedTuple):
     id: str
     kind: str
     key: str
-    index: int
+    index: int  # type: ignore[assignment]  # not that of a tuple
     previous_index: int
     value: bytes | None
 
@@ -190,7 +191,7 @@ def _entry_in(members: dict[str, Any]) -> Entry:
     return Entry(members["key"], _value_in(members), *(members[name] for name in names))
 
 
-def _part(members: dict[str, Any]) -> dict[str, Any]:
+def _part(members: Mapping[str, Any]) -> dict[str, Any]:
     """A condition or an operation as the server reads it."""
     told = dict(members)
     if not isinstance(told.get("value", ""), str):
@@ -213,7 +214,7 @@ def _index_in(answer: requests.Response) -> int:
 
 def _error(code: str | None, detail: str = "", **attributes: Any) -> RaftdError:
     """The error of that name. Not by ``__init__``, which is for servers, and differs."""
-    kind = _ERRORS.get(code, RaftdError)
+    kind = _ERRORS.get(code or RaftdError.code, RaftdError)
     error = kind.__new__(kind)
     Exception.__init__(error, detail or (kind.__doc__ or "").split("\n")[0].rstrip("."))
     error.leader = None
@@ -229,7 +230,7 @@ def _error_in(server: str, status: int, headers: Any, body: bytes) -> RaftdError
         return None
     if code is None:
         return _error(None, f"{server} answers {status}, and does not seem to be raftd", status=status)
-    more = {PreconditionFailed: {"etag": headers.get("ETag")}, HistoryGone: {"oldest": oldest and int(oldest)}}.get(_ERRORS.get(code), {})
+    more = {PreconditionFailed.code: {"etag": headers.get("ETag")}, HistoryGone.code: {"oldest": oldest and int(oldest)}}.get(code, {})
     text, index = " ".join(body.decode(errors="replace").split()), int(headers.get("X-Raft-Index", 0))
     return _error(code, text, status=status, retry=headers.get("X-Raft-Retry", "maybe"), leader=leader, index=index, **more)
 
@@ -314,29 +315,28 @@ class _Attempts:
         if error.retry == "no":
             raise error
         self.uncertain = self.uncertain or error.retry == "maybe"
-        self._note(server, error)
+        failure = self._note(server, error)
         is_told = isinstance(error, NotLeader) and error.leader is not None and self._is_fresh(_address(error.leader))
         seconds = 0.0 if is_told else random.uniform(0, self._most_seconds)
         if time.monotonic() + seconds >= self.deadline:
-            if isinstance(self._failure, NotLeader) and self._failure.leader is None:
-                self._failure = NoLeader("no server that answers knows a leader")
+            if isinstance(failure, NotLeader) and failure.leader is None:
+                failure = NoLeader("no server that answers knows a leader")
             if self.uncertain:
-                self._failure.retry = "maybe"
-            raise self._failure
+                failure.retry = "maybe"
+            raise failure
         if not is_told:
             self._most_seconds = min(2 * self._most_seconds, MOST_PAUSE_SECONDS)
             self._asked.clear()
             self._pause(seconds)
 
-    def _note(self, server: str, error: RaftdError) -> None:
+    def _note(self, server: str, error: RaftdError) -> RaftdError:
+        """The failure that tells most, so far."""
         self._last = server
-        if not isinstance(error, Unreachable):
-            self._silent.discard(server)
+        is_silent = isinstance(error, Unreachable)
+        (self._silent.add if is_silent else self._silent.discard)(server)
+        if self._failure is None or isinstance(self._failure, Unreachable) or not is_silent:
             self._failure = error
-            return
-        self._silent.add(server)
-        if self._failure is None or isinstance(self._failure, Unreachable):  # what a server said tells more
-            self._failure = error
+        return self._failure
 
 
 class Client:
@@ -372,6 +372,12 @@ class Client:
 
     # Reads
 
+    @overload
+    def get(self, key: str, default: None = None, *, level: str | None = None, min_index: int | None = None) -> bytes | None: ...
+
+    @overload
+    def get(self, key: str, default: _Default, *, level: str | None = None, min_index: int | None = None) -> bytes | _Default: ...
+
     def get(self, key: str, default: Any = None, *, level: str | None = None, min_index: int | None = None) -> Any:
         """The value of *key*, bytes; *default* if there is no such key. *min_index*: as of this entry of the log, or later."""
         entry = self.entry(key, level=level, min_index=min_index)
@@ -385,10 +391,10 @@ class Client:
             return None
 
     def __getitem__(self, key: str) -> bytes:
-        entry = self.entry(key)
-        if entry is None:
+        value = self.get(key)
+        if value is None:
             raise KeyError(key)
-        return entry.value
+        return value
 
     __iter__ = None  # else Python would ask for the keys 0, 1, 2, ...
 
@@ -473,8 +479,8 @@ class Client:
         query = {"prefix": prefix, **_known(all=all)}
         return self._write("DELETE", "/db/", query, fence=fence, request_id=request_id).json()["deleted"]
 
-    def txn(self, then: Iterable[dict], *, if_: Iterable[dict] = (), else_: Iterable[dict] = (), fence: Lock | str | None = None,
-            request_id: str | None = None) -> Transaction:
+    def txn(self, then: Iterable[Mapping[str, Any]], *, if_: Iterable[Mapping[str, Any]] = (), else_: Iterable[Mapping[str, Any]] = (),
+            fence: Lock | str | None = None, request_id: str | None = None) -> Transaction:
         """If all conditions *if_* hold do all of *then*, else all of *else_*, with nothing in between; at most 128 of each.
 
         A condition is {"key": KEY} with "index": N (0: there is none), "exists": True or False, or "value"; an operation {"set": KEY,
@@ -604,9 +610,9 @@ class Client:
             self._forget(server)
             raise _unreachable(server, _root(error), _was_sent(error)) from error
         self._learn(server, answer.headers)
-        error = _error_in(server, answer.status_code, answer.headers, answer.content)
-        if error:
-            raise error
+        failure = _error_in(server, answer.status_code, answer.headers, answer.content)
+        if failure:
+            raise failure
         return answer
 
     def _session(self) -> requests.Session:
@@ -643,7 +649,7 @@ class Watch:
         self._client, self._query = client, _known(prefix=prefix, keys_only=keys_only)
         self._position = None if since is None else str(since)
         self._stream: _Stream | None = None
-        self._server: str | None = None  # who tells, or has told
+        self._server = ""  # who tells, or has told
         self._attempts: _Attempts | None = None  # since something was last heard
         self._closed = threading.Event()
         self._lock = threading.Lock()  # guards _stream, which another thread may close
@@ -744,7 +750,7 @@ class _Stream:
 
     def __init__(self, server: str, target: str, headers: dict[str, str], seconds: float):
         self._server, self._target, self._headers, self._seconds = server, target, headers, seconds
-        self._answer: HTTPResponse | None = None
+        self._answer: HTTPResponse  # from ``begin`` on
         self._connection = HTTPConnection(server, timeout=min(seconds, CONNECT_SECONDS))
         self._connection.auto_open = 0  # when another thread has closed it
         try:
@@ -854,7 +860,7 @@ class Lock:
             try:
                 token = self._client.set(self.name, self._value, ttl=self.ttl, if_absent=True)
             except PreconditionFailed as error:
-                self._wait_for(int(error.etag.strip('"')), end)
+                self._wait_for(int(str(error.etag).strip('"')), end)
                 continue
             hold = _Hold(token, sent + self.ttl)
             if hold.lasts:

@@ -12,8 +12,9 @@ class RaftdError(Exception):
     """Anything raftd refuses or fails to do. ``str(error)`` is one line for a person."""
 
     code, status, retry = "internal", 500, "maybe"
+    index = 0  # for a client: as of which entry of the log it was answered, if the answer says so
 
-    def __init__(self, detail="", leader=None):
+    def __init__(self, detail: str = "", leader: str | None = None) -> None:
         super().__init__(detail or (type(self).__doc__ or "").split("\n")[0].rstrip("."))
         self.leader = leader  # "http://HOST:PORT" of the leader, where that helps the caller
 
@@ -23,7 +24,7 @@ class NotLeader(RaftdError):
 
     code, status, retry = "not_leader", 400, "safe"
 
-    def __init__(self, detail="raft.Server: Not current leader", leader=None):
+    def __init__(self, detail: str = "raft.Server: Not current leader", leader: str | None = None) -> None:
         super().__init__(detail, leader)
 
 
@@ -68,7 +69,7 @@ class PreconditionFailed(RaftdError):
 
     code, status, retry = "precondition_failed", 412, "no"
 
-    def __init__(self, detail="", etag=None):
+    def __init__(self, detail: str = "", etag: str | None = None) -> None:
         super().__init__(detail)
         self.etag = etag
 
@@ -84,7 +85,7 @@ class HistoryGone(RaftdError):
 
     code, status, retry = "history_gone", 410, "no"
 
-    def __init__(self, oldest):
+    def __init__(self, oldest: int) -> None:
         super().__init__(f"the changes up to {oldest} are kept no longer; read the keys again, and watch from there on")
         self.oldest = oldest
 
@@ -118,7 +119,7 @@ class StorageFailed(RaftdError):
 
     code, status, retry = "storage_failed", 500, "maybe"
 
-    def __init__(self, detail="", full=False):
+    def __init__(self, detail: str = "", full: bool = False) -> None:
         super().__init__(detail)
         if full:
             self.status = 507

@@ -380,8 +380,9 @@ def test_a_lock_is_held_by_one_at_a_time_while_servers_are_killed(tmp_path):
         inside, tokens = [], []
 
         def count(_):
-            counted = 0
-            for _ in range(12):
+            counted = rounds = 0
+            while rounds < 12 or len(killed) < 3:
+                rounds += 1
                 with client.lock("door", ttl=3.0) as lock:
                     inside.append(lock.token)
                     number = int(client["counter"])
@@ -396,4 +397,4 @@ def test_a_lock_is_held_by_one_at_a_time_while_servers_are_killed(tmp_path):
         with killing(cluster) as killed:
             counted = in_parallel(count, range(5))
         assert int(client["counter"]) == sum(counted) > 0
-        assert tokens == sorted(set(tokens)) and len(inside) == 60 and len(killed) >= 3
+        assert tokens == sorted(set(tokens)) and len(inside) >= 60

@@ -39,7 +39,7 @@ CLIENTS = (
     Mutant(
         "nobody-leads-and-it-says-you-are-wrong",
         "When there is no leader the error is that this server does not lead, as if another were to be asked.", "people at 3 a.m.",
-        [Edit(CLIENT, "if isinstance(self._failure, NotLeader) and self._failure.leader is None:", "if False:")],
+        [Edit(CLIENT, "if isinstance(failure, NotLeader) and failure.leader is None:", "if False:")],
         [TESTS + "test_when_nobody_leads_it_says_so"]),
     Mutant(
         "pages-of-other-moments",
