@@ -30,6 +30,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from typing import Any, NamedTuple, TypeVar, overload
@@ -339,10 +340,49 @@ class _Attempts:
         return self._failure
 
 
+class _Shared:
+    """What a Client has in common with those that ``within`` makes of it: a connection to each server for each thread, and who leads."""
+
+    def __init__(self) -> None:
+        self.leader: str | None = None  # as the last answer that knew one has told
+        self.sessions: weakref.WeakSet[requests.Session] = weakref.WeakSet()  # of threads that have not ended
+        self._of_this_thread = threading.local()
+        self._lock = threading.Lock()  # guards ``sessions``
+
+    def session(self) -> requests.Session:
+        """That of the thread that asks."""
+        session: requests.Session | None = getattr(self._of_this_thread, "session", None)
+        if session is None:
+            session = self._of_this_thread.session = requests.Session()
+            session.trust_env = False  # a proxy is no member of the cluster
+            with self._lock:
+                self.sessions.add(session)
+        return session
+
+    def close(self) -> None:
+        with self._lock:
+            sessions = list(self.sessions)
+        for session in sessions:
+            session.close()
+
+    def learn(self, server: str, headers: Any) -> None:
+        """Who leads, as *server* knows it."""
+        leader = headers.get("X-Raft-Leader")
+        if leader:
+            self.leader = _address(leader)
+        else:
+            self.forget(server)
+
+    def forget(self, server: str) -> None:
+        """It leads no longer, as far as one knows."""
+        if self.leader == server:
+            self.leader = None
+
+
 class Client:
     """A client of the cluster that *endpoints* belong to: "HOST:PORT[,HOST:PORT...]", or several such. Any thread may use it.
 
-    timeout  seconds that a call may take, all its attempts together
+    timeout  seconds that a call may take, all its attempts together; ``within`` is for calls that may take more, or less
     level    of reads that do not say another: "linearizable", "leader" or "stale"
 
     A call is tried again, elsewhere if there is an elsewhere, until it succeeds, is refused for good, or its time is over: then it
@@ -351,11 +391,7 @@ class Client:
     """
 
     def __init__(self, endpoints: str | Iterable[str] = "localhost:4001", *, timeout: float = 10.0, level: str = "linearizable"):
-        self._endpoints, self._timeout, self._level = _addresses(endpoints), timeout, level
-        self._leader: str | None = None  # as the last answer that knew one has told
-        self._of_this_thread = threading.local()
-        self._sessions: weakref.WeakSet[requests.Session] = weakref.WeakSet()  # of threads that have not ended
-        self._lock = threading.Lock()  # guards _sessions
+        self._endpoints, self._timeout, self._level, self._shared = _addresses(endpoints), timeout, level, _Shared()
 
     def __enter__(self) -> Client:
         return self
@@ -365,10 +401,13 @@ class Client:
 
     def close(self) -> None:
         """Close the connections of all threads. Release locks and close watches before."""
-        with self._lock:
-            sessions = list(self._sessions)
-        for session in sessions:
-            session.close()
+        self._shared.close()
+
+    def within(self, seconds: float) -> Client:
+        """This client, each of whose calls may take so many *seconds*: ``client.within(0.5).get("key")``. Its connections are the same."""
+        other = copy(self)
+        other._timeout = seconds
+        return other
 
     # Reads
 
@@ -579,7 +618,7 @@ class Client:
 
     def _attempts(self, deadline: float | None = None, pause: Callable[[float], object] = time.sleep) -> _Attempts:
         """At all servers that are known, beginning with any. *deadline*: of the monotonic clock, in seconds."""
-        servers, leader = self._endpoints, self._leader
+        servers, leader = self._endpoints, self._shared.leader
         start = random.randrange(len(servers))
         others = [leader] if leader and leader not in servers else []
         return _Attempts(servers[start:] + servers[:start] + others, time.monotonic() + self._timeout if deadline is None else deadline,
@@ -589,7 +628,7 @@ class Client:
         """The answer of whoever does it."""
         attempts = attempts or self._attempts()
         while True:
-            server = attempts.next_server(self._leader if ask.to_leader else None)
+            server = attempts.next_server(self._shared.leader if ask.to_leader else None)
             try:
                 return self._attempt(ask, server, attempts.seconds(ask.waiting()))
             except RaftdError as error:
@@ -605,37 +644,15 @@ class Client:
         request.url = f"http://{server}{ask.target(seconds)}"  # requests would tidy up a key such as ".."
         timeouts = min(seconds, CONNECT_SECONDS), ask.waiting() + seconds + ANSWER_SECONDS
         try:
-            answer = self._session().send(request, timeout=timeouts, allow_redirects=False)
+            answer = self._shared.session().send(request, timeout=timeouts, allow_redirects=False)
         except requests.RequestException as error:
-            self._forget(server)
+            self._shared.forget(server)
             raise _unreachable(server, _root(error), _was_sent(error)) from error
-        self._learn(server, answer.headers)
+        self._shared.learn(server, answer.headers)
         failure = _error_in(server, answer.status_code, answer.headers, answer.content)
         if failure:
             raise failure
         return answer
-
-    def _session(self) -> requests.Session:
-        session = getattr(self._of_this_thread, "session", None)
-        if session is None:
-            session = self._of_this_thread.session = requests.Session()
-            session.trust_env = False  # a proxy is no member of the cluster
-            with self._lock:
-                self._sessions.add(session)
-        return session
-
-    def _learn(self, server: str, headers: Any) -> None:
-        """Who leads, as *server* knows it."""
-        leader = headers.get("X-Raft-Leader")
-        if leader:
-            self._leader = _address(leader)
-        else:
-            self._forget(server)
-
-    def _forget(self, server: str) -> None:
-        """It leads no longer, as far as one knows."""
-        if self._leader == server:
-            self._leader = None
 
 
 class Watch:
@@ -709,7 +726,7 @@ class Watch:
             self._leave()
             return
         headers, fields = stream.begin()
-        self._client._learn(self._server, headers)
+        self._client._shared.learn(self._server, headers)
         self._position = fields.get("id", self._position)
 
     def _hear(self) -> dict[str, str] | None:

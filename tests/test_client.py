@@ -306,15 +306,33 @@ def test_each_thread_has_a_connection_of_its_own_and_close_ends_all(fake, client
     sessions = set()
     for thread in threads:
         thread.start()
-        sessions |= {id(session) for session in client._sessions}
+        sessions |= {id(session) for session in client._shared.sessions}
         thread.join()
     assert len(sessions) >= 2
-    wait_until(lambda: len(client._sessions) == 1, "the sessions of threads that have ended to be gone")
+    wait_until(lambda: len(client._shared.sessions) == 1, "the sessions of threads that have ended to be gone")
     closed = []
-    for session in client._sessions:
+    for session in client._shared.sessions:
         session.close = lambda: closed.append(True)
     client.close()
     assert closed == [True]
+
+
+def test_a_call_may_have_a_time_of_its_own(fakes):
+    """And finds the connection, and who leads, as the client knows it; what it learns the client knows."""
+    leader = fakes(lambda asked: (200, {**ETAG, "X-Raft-Leader": f"http://{leader.address}"}, b""))
+    other = fakes(lambda asked: not_leader(leader.address))
+    with Client(other.address, timeout=30.0) as client:
+        for _ in range(3):
+            client.within(0.5).set("a", b"")
+        client.set("a", b"")
+        times = [int(asked.query["timeout"].removesuffix("ms")) for asked in leader.asked]
+        assert len(times) == 4 and max(times[:3]) <= 500 and times[3] > 10_000
+        assert len(other.asked) == 1 and len(client._shared.sessions) == 1
+        other.answer = leader.answer = lambda asked: failure("no_leader", "safe")
+        began = time.monotonic()
+        with pytest.raises(NoLeader):
+            client.within(0.3).get("a")
+        assert time.monotonic() - began < 20
 
 
 @pytest.mark.parametrize("endpoints", ["", ",", "a", "a:b", "a:1,b", "http://", "a:1/x", "a:99999", "u@a:1", []])
@@ -429,7 +447,7 @@ def test_when_a_leader_dies_others_are_asked_until_one_leads(fakes):
     other = fakes(lambda asked: not_leader(dead) if next(calls) < 2 else (200, ETAG, b""))
     third = fakes(lambda asked: not_leader(dead))
     with Client([dead, other.address, third.address]) as client:
-        client._leader = dead
+        client._shared.leader = dead
         assert client.set("a", b"") == 7
 
 

@@ -11,6 +11,7 @@ def program(client: Client) -> None:
     assert_type(client.get("key", b""), bytes)
     assert_type(client.get("key", 0), bytes | int)
     assert_type(client["key"], bytes)
+    assert_type(client.within(0.5).get("key"), bytes | None)
     assert_type("key" in client, bool)
     assert_type(client.entry("key"), Entry | None)
     index = assert_type(client.set("key", "value", ttl="30s"), int)

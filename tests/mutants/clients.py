@@ -16,6 +16,16 @@ CLIENTS = (
         [Edit(CLIENT, "ask.headers, data=ask.body)", "{**ask.headers, 'Idempotency-Key': uuid4().hex}, data=ask.body)")],
         [TESTS + "test_a_write_is_sent_again_as_the_same_request"], quick=True),
     Mutant(
+        "a-time-of-its-own-is-that-of-all",
+        "A call that has a time of its own leaves it to all that come after it.", "a deadline for each call",
+        [Edit(CLIENT, "other = copy(self)", "other = self")],
+        [TESTS + "test_a_call_may_have_a_time_of_its_own"]),
+    Mutant(
+        "within-knows-no-leader",
+        "A call that has a time of its own looks for the leader anew, on connections of its own.", "it follows the leader hint",
+        [Edit(CLIENT, "        other._timeout = seconds\n", "        other._timeout, other._shared = seconds, _Shared()\n")],
+        [TESTS + "test_a_call_may_have_a_time_of_its_own"]),
+    Mutant(
         "the-last-attempt-decides-whether-it-is-certain",
         "A write of which an earlier attempt may have been done is called certainly not done.", RETRIES,
         [Edit(CLIENT, 'self.uncertain = self.uncertain or error.retry == "maybe"', 'self.uncertain = error.retry == "maybe"')],
