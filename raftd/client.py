@@ -47,10 +47,11 @@ log = logging.getLogger(__name__)
 CONNECT_SECONDS = 2.0  # for a connection: a machine without power should not use up the time of a call
 FIRST_PAUSE_SECONDS, MOST_PAUSE_SECONDS = 0.01, 0.5  # before another attempt; each time up to twice as long as before
 FEWEST_SECONDS = 1.0  # of an attempt, when others could be asked as well
+FIRST_SECONDS = 2.0  # of the first attempt at each of several servers: one that is silent may have been stopped, or cut off
 ANSWER_SECONDS = 0.25  # more than a server was told to take: its answer says more than our own timeout
 MOST_SERVER_SECONDS = 60.0  # that a server may be told to take
 USUAL_SERVER_SECONDS = 4.8  # with ANSWER_SECONDS, what it takes when it is not told
-WATCH_SECONDS = 40.0  # without a byte, of which there is one in 15 s, a watch goes on elsewhere
+WATCH_SECONDS = 12.0  # without a byte, of which there is one in 5 s, a watch goes on elsewhere
 PAGE_ITEMS = 1000
 LEAST_LOCK_SECONDS = 0.1
 LOCK_WAIT_SECONDS = 30.0  # of one long poll
@@ -123,7 +124,7 @@ class _Ask:
     """A request, the same through all its attempts.
 
     to_leader     only a leader can do it
-    timed_below   an attempt that has fewer seconds than that says so in ``?timeout=``
+    timed_below   an attempt that has fewer seconds than that, and would have if it was not the first, says so in ``?timeout=``
     answer_after  the server is to answer then, in seconds of the monotonic clock, or sooner: ``?wait=``
     """
 
@@ -140,12 +141,12 @@ class _Ask:
         """Seconds until the server is to answer."""
         return 0.0 if self.answer_after is None else max(0.0, self.answer_after - time.monotonic())
 
-    def target(self, seconds: float) -> str:
-        """The path and query of an attempt that may take so long, not counting what it waits."""
+    def target(self, seconds: float, most_seconds: float) -> str:
+        """The path and query of an attempt that may take so long, not counting what it waits; *most_seconds* if it was not the first."""
         query = dict(self.query)
         if self.answer_after is not None:
             query["wait"] = _duration(self.waiting())
-        if seconds < self.timed_below:
+        if most_seconds < self.timed_below:
             query["timeout"] = _duration(min(max(seconds, 0.001), MOST_SERVER_SECONDS))
         return f"{self.path}?{urlencode(query, quote_via=quote)}" if query else self.path
 
@@ -285,6 +286,7 @@ class _Attempts:
         self._last: str | None = None  # who has failed
         self._asked: set[str] = set()  # since the last rest
         self._silent: set[str] = set()  # no answer: others may say that it leads, but it has to wait for its turn
+        self._known: set[str] = set()  # those asked at all
         self._most_seconds = FIRST_PAUSE_SECONDS
         self._failure: RaftdError | None = None
 
@@ -306,10 +308,16 @@ class _Attempts:
     def _is_fresh(self, server: str) -> bool:
         return server not in self._asked and server not in self._silent
 
-    def seconds(self, waiting: float = 0.0) -> float:
-        """How long the next attempt may take, beside what it waits: half of what is left, if there are others to ask."""
+    def seconds(self, server: str, waiting: float = 0.0) -> tuple[float, float]:
+        """How long the next attempt, at *server*, may take, beside what it waits; and how long if it was not the first there.
+
+        All that is left; half of it, if there are others to ask.
+        """
         left = max(0.001, self.deadline - time.monotonic() - waiting)
-        return max(left / 2, min(left, FEWEST_SECONDS)) if len(self._turn) > 1 else left
+        most = max(left / 2, min(left, FEWEST_SECONDS)) if len(self._turn) > 1 else left
+        is_first = server not in self._known and len(self._turn) > 1
+        self._known.add(server)
+        return (min(most, FIRST_SECONDS) if is_first else most), most
 
     def failed(self, server: str, error: RaftdError) -> None:
         """Rest, if another attempt makes sense, else raise what is best told to the caller."""
@@ -630,18 +638,18 @@ class Client:
         while True:
             server = attempts.next_server(self._shared.leader if ask.to_leader else None)
             try:
-                return self._attempt(ask, server, attempts.seconds(ask.waiting()))
+                return self._attempt(ask, server, *attempts.seconds(server, ask.waiting()))
             except RaftdError as error:
                 attempts.failed(server, error)
 
     def _once(self, ask: _Ask, endpoint: str) -> requests.Response:
         (server,) = _addresses(endpoint)
-        return self._attempt(ask, server, self._timeout)
+        return self._attempt(ask, server, self._timeout, self._timeout)
 
-    def _attempt(self, ask: _Ask, server: str, seconds: float) -> requests.Response:
+    def _attempt(self, ask: _Ask, server: str, seconds: float, most_seconds: float) -> requests.Response:
         """The answer of *server*; raises the RaftdError that it is."""
         request = requests.Request(ask.method, f"http://{server}/", ask.headers, data=ask.body).prepare()
-        request.url = f"http://{server}{ask.target(seconds)}"  # requests would tidy up a key such as ".."
+        request.url = f"http://{server}{ask.target(seconds, most_seconds)}"  # requests would tidy up a key such as ".."
         timeouts = min(seconds, CONNECT_SECONDS), ask.waiting() + seconds + ANSWER_SECONDS
         try:
             answer = self._shared.session().send(request, timeout=timeouts, allow_redirects=False)
@@ -704,8 +712,9 @@ class Watch:
         try:
             return step()
         except RaftdError as error:
-            self._leave()
+            lasted = self._leave()
             attempts, self._attempts = self._attempts or self._new_attempts(), None
+            attempts.deadline += lasted  # it is the time of looking for a server that counts
             if not self._closed.is_set():
                 attempts.failed(self._server, error)
                 self._attempts = attempts
@@ -716,7 +725,8 @@ class Watch:
 
     def _open(self) -> None:
         self._attempts = self._attempts or self._new_attempts()
-        self._server, seconds = self._attempts.next_server(None), self._attempts.seconds()
+        self._server = self._attempts.next_server(None)
+        seconds, _ = self._attempts.seconds(self._server)
         query = {**self._query, "timeout": _duration(min(seconds, MOST_SERVER_SECONDS))}
         since = {} if self._position is None else {"Last-Event-ID": self._position}
         stream = _Stream(self._server, f"/watch?{urlencode(query, quote_via=quote)}", since, seconds)
@@ -752,11 +762,13 @@ class Watch:
         data = json.loads(fields["data"])
         return Event(fields["id"], fields["event"], data["key"], data["index"], data["previous_index"], _value_in(data))
 
-    def _leave(self) -> None:
+    def _leave(self) -> float:
+        """For how many seconds a server has been telling."""
         with self._lock:
             stream, self._stream = self._stream, None
         if stream:
             stream.close()
+        return 0.0 if stream is None or stream.began is None else time.monotonic() - stream.began
 
 
 class _Stream:
@@ -768,6 +780,7 @@ class _Stream:
     def __init__(self, server: str, target: str, headers: dict[str, str], seconds: float):
         self._server, self._target, self._headers, self._seconds = server, target, headers, seconds
         self._answer: HTTPResponse  # from ``begin`` on
+        self.began: float | None = None
         self._connection = HTTPConnection(server, timeout=min(seconds, CONNECT_SECONDS))
         self._connection.auto_open = 0  # when another thread has closed it
         try:
@@ -789,6 +802,7 @@ class _Stream:
             raise failure
         fields = self.read()
         self._socket.settimeout(WATCH_SECONDS)
+        self.began = time.monotonic()
         return answer.headers, fields
 
     def read(self) -> dict[str, str]:

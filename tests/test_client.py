@@ -326,7 +326,7 @@ def test_a_call_may_have_a_time_of_its_own(fakes):
             client.within(0.5).set("a", b"")
         client.set("a", b"")
         times = [int(asked.query["timeout"].removesuffix("ms")) for asked in leader.asked]
-        assert len(times) == 4 and max(times[:3]) <= 500 and times[3] > 10_000
+        assert len(times) == 4 and max(times[:3]) <= 500 and times[3] == 2000
         assert len(other.asked) == 1 and len(client._shared.sessions) == 1
         other.answer = leader.answer = lambda asked: failure("no_leader", "safe")
         began = time.monotonic()
@@ -553,6 +553,28 @@ def test_a_server_that_says_nothing_is_left_for_another(fakes, first_asked, monk
         assert caught.value.retry == "maybe"
 
 
+def test_a_server_that_was_not_asked_before_has_not_half_of_the_time(fakes, first_asked, monkeypatch):
+    """It may have been stopped, or be cut off."""
+    monkeypatch.setattr(module, "FIRST_SECONDS", 0.2)
+    there = fakes()
+    with silent() as address, Client([address, there.address], timeout=60) as client, client.within(60) as other:
+        began = time.monotonic()
+        assert client.get("a") == b"" and other.set("a", b"") == 7
+        assert time.monotonic() - began < 20
+    assert [asked.query.get("timeout") for asked in there.asked] == [None, "200ms"]
+
+
+def test_later_attempts_have_more_time(fakes):
+    attempts = module._Attempts(["a:1", "b:1"], time.monotonic() + 60, pause=lambda seconds: None)
+    given = []
+    for _ in range(4):
+        server = attempts.next_server(None)
+        given.append(attempts.seconds(server))
+        attempts.failed(server, Unreachable())
+    assert [seconds for seconds, _ in given[:2]] == [module.FIRST_SECONDS] * 2 and min(given[2][0], given[3][0], *given[0][1:]) > 25
+    assert module._Attempts(["a:1"], time.monotonic() + 60).seconds("a:1")[0] > 50, "there is nobody else"
+
+
 # The cluster
 
 
@@ -744,14 +766,25 @@ def test_a_watch_can_be_closed_while_it_looks_for_a_server(fakes, monkeypatch):
 
 
 def test_a_watch_looks_for_a_server_for_so_long_and_may_be_asked_again(fakes, ended):
-    fake = fakes(lambda asked: told([beginning(4)]))
-    watch = Client(fake.address, timeout=0.4).watch()
+    fake = fakes(lambda asked: told([beginning(4), *([put(5)] if len(fake.asked) > 40 else [])]))
+    watch = Client(fake.address, timeout=1.0).watch()
     with pytest.raises(Unreachable, match="the stream has ended"):
         next(watch)
-    assert 3 < len(fake.asked) < 60, "it rests between attempts, also if each begins well"
+    assert 3 < len(fake.asked) < 40, "it rests between attempts, also if each begins well"
     fake.answer = lambda asked: told(until(ended, beginning(4), put(5)))
     assert next(watch).index == 5
     watch.close()
+
+
+def test_a_watch_that_was_quiet_for_longer_than_a_call_may_take_goes_on_elsewhere(fakes, first_asked, ended):
+    """Its server is killed before it has told anything."""
+    def quiet(asked):
+        yield beginning(4)
+        threading.Event().wait(1.0)
+    here = fakes(lambda asked: told(quiet(asked)))
+    there = fakes(lambda asked: told(until(ended, beginning(4), put(5))))
+    with Client([here.address, there.address], timeout=0.6) as client, client.watch() as watch:
+        assert next(watch).index == 5 and len(here.asked) >= 1
 
 
 def test_each_event_gives_a_watch_new_time_to_look_for_a_server(fakes):

@@ -17,7 +17,7 @@ from raftd.web.current import current_node
 from raftd.web.db import OFFER
 from raftd.web.parameters import query, shown
 
-KEEP_ALIVE_SECONDS = 15.0
+KEEP_ALIVE_SECONDS = 5.0
 _LAST = change_id(10**12)  # after all changes that there will be
 _POSITION = re.compile(r"([0-9]{1,18})(?:\.([0-9]{6}))?")
 

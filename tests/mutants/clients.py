@@ -16,6 +16,21 @@ CLIENTS = (
         [Edit(CLIENT, "ask.headers, data=ask.body)", "{**ask.headers, 'Idempotency-Key': uuid4().hex}, data=ask.body)")],
         [TESTS + "test_a_write_is_sent_again_as_the_same_request"], quick=True),
     Mutant(
+        "a-quiet-watch-ends",
+        "A watch that has heard nothing for longer than a call may take ends with the server that told it.", "it goes on elsewhere",
+        [Edit(CLIENT, "attempts.deadline += lasted", "attempts.deadline += 0")],
+        [TESTS + "test_a_watch_that_was_quiet_for_longer_than_a_call_may_take_goes_on_elsewhere"]),
+    Mutant(
+        "a-watch-looks-for-ever",
+        "A watch whose servers all begin well, and end, looks for another for ever.", "a deadline for each call",
+        [Edit(CLIENT, "attempts.deadline += lasted", "attempts.deadline = time.monotonic() + self._client._timeout + lasted")],
+        [TESTS + "test_a_watch_looks_for_a_server_for_so_long_and_may_be_asked_again"]),
+    Mutant(
+        "a-silent-server-takes-half-of-the-time",
+        "A server that was stopped takes half of the time of each call that begins with it.", "a deadline for each call",
+        [Edit(CLIENT, "(min(most, FIRST_SECONDS) if is_first else most), most", "most, most")],
+        [TESTS + "test_a_server_that_was_not_asked_before_has_not_half_of_the_time"]),
+    Mutant(
         "a-time-of-its-own-is-that-of-all",
         "A call that has a time of its own leaves it to all that come after it.", "a deadline for each call",
         [Edit(CLIENT, "other = copy(self)", "other = self")],
