@@ -10,6 +10,7 @@ import http.client
 import json
 import math
 import random
+import re
 import selectors
 import socket
 import time
@@ -222,10 +223,13 @@ def _get_json(endpoint, path):
         connection.close()
 
 
+_HOST = re.compile(r"\[[0-9A-Fa-f:.]+\]|[^][:/@?#\s]+")
+
+
 def host_and_port(address):
     """("::1", 4001) for "[::1]:4001"; raises ValueError if there is no port."""
     host, _, port = address.rpartition(":")
-    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+    if not _HOST.fullmatch(host) or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
         raise ValueError(f"not HOST:PORT: {address!r}")
     return host.removeprefix("[").removesuffix("]"), int(port)
 

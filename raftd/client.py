@@ -23,6 +23,7 @@ import json
 import logging
 import math
 import random
+import re
 import socket
 import threading
 import time
@@ -51,13 +52,16 @@ FIRST_SECONDS = 2.0  # of the first attempt at each of several servers: one that
 ANSWER_SECONDS = 0.25  # more than a server was told to take: its answer says more than our own timeout
 MOST_SERVER_SECONDS = 60.0  # that a server may be told to take
 USUAL_SERVER_SECONDS = 4.8  # with ANSWER_SECONDS, what it takes when it is not told
+MOST_SECONDS = 10**6  # that a socket waits
 WATCH_SECONDS = 12.0  # without a byte, of which there is one in 5 s, a watch goes on elsewhere
 PAGE_ITEMS = 1000
+LEVELS = "linearizable", "leader", "stale"
 LEAST_LOCK_SECONDS = 0.1
 LOCK_WAIT_SECONDS = 30.0  # of one long poll
 
 _ERRORS: dict[str, type[RaftdError]] = {RaftdError.code: RaftdError, **{error.code: error for error in RaftdError.__subclasses__()}}
 _Default = TypeVar("_Default")
+_SAID = re.compile("[!-~](?:[ -~]*[!-~])?")
 
 
 class Unreachable(RaftdError):
@@ -168,6 +172,8 @@ def _bytes_of(value: bytes | str) -> bytes:
 
 def _duration(time_span: float | str) -> str:
     """As the server reads it. *time_span*: seconds, or a text such as "30s"."""
+    if not isinstance(time_span, str) and not math.isfinite(time_span):
+        raise BadRequest(f"not a duration: {time_span}")
     return time_span if isinstance(time_span, str) else f"{round(time_span * 1000)}ms"
 
 
@@ -193,12 +199,14 @@ def _entry_in(members: dict[str, Any]) -> Entry:
     return Entry(members["key"], _value_in(members), *(members[name] for name in names))
 
 
-def _part(members: Mapping[str, Any]) -> dict[str, Any]:
-    """A condition or an operation as the server reads it."""
+def _part(members: Any) -> Any:
+    """A condition or an operation as the server reads it; what is neither the server will refuse. Raises TypeError as ``_bytes_of``."""
+    if not isinstance(members, Mapping):
+        return members
     told = dict(members)
     if not isinstance(told.get("value", ""), str):
         told["value_base64"] = base64.b64encode(_bytes_of(told.pop("value"))).decode()
-    if "ttl" in told:
+    if isinstance(told.get("ttl"), (int, float)):
         told["ttl"] = _duration(told["ttl"])
     return told
 
@@ -313,7 +321,7 @@ class _Attempts:
 
         All that is left; half of it, if there are others to ask.
         """
-        left = max(0.001, self.deadline - time.monotonic() - waiting)
+        left = min(max(0.001, self.deadline - time.monotonic() - waiting), MOST_SECONDS)
         most = max(left / 2, min(left, FEWEST_SECONDS)) if len(self._turn) > 1 else left
         is_first = server not in self._known and len(self._turn) > 1
         self._known.add(server)
@@ -395,10 +403,13 @@ class Client:
 
     A call is tried again, elsewhere if there is an elsewhere, until it succeeds, is refused for good, or its time is over: then it
     raises what the last server that answered had said, or Unreachable. A RaftdError says in ``retry`` whether it is certain that
-    nothing was done ("safe"), or is not ("maybe"), or would be refused again ("no"). Raises ValueError for malformed endpoints.
+    nothing was done ("safe"), or is not ("maybe"), or would be refused again ("no"). Raises ValueError for malformed endpoints, or an
+    unknown level.
     """
 
     def __init__(self, endpoints: str | Iterable[str] = "localhost:4001", *, timeout: float = 10.0, level: str = "linearizable"):
+        if level not in LEVELS:
+            raise ValueError(f"level is one of {', '.join(LEVELS)}, not {level!r}")
         self._endpoints, self._timeout, self._level, self._shared = _addresses(endpoints), timeout, level, _Shared()
 
     def __enter__(self) -> Client:
@@ -615,6 +626,9 @@ class Client:
         headers = {**(headers or {}), "Idempotency-Key": uuid4().hex if request_id is None else request_id}
         if fence is not None:
             headers["X-Raft-Fence"] = fence.fence if isinstance(fence, Lock) else fence
+        for name in ("Idempotency-Key", "X-Raft-Fence"):
+            if not _SAID.fullmatch(headers.get(name, "-")):
+                raise BadRequest(f"{name} is of printable ASCII characters, not {headers[name]!r}")
         ask = _Ask(method, path, query or {}, headers, body, to_leader=True, timed_below=float("inf"))
         return self._call(ask, self._attempts(None if timeout is None else time.monotonic() + timeout))
 

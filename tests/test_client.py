@@ -335,6 +335,23 @@ def test_a_call_may_have_a_time_of_its_own(fakes):
         assert time.monotonic() - began < 20
 
 
+@pytest.mark.parametrize("call", [
+    lambda client: client.set("a", b"", request_id="a\nb"), lambda client: client.set("a", b"", request_id=""),
+    lambda client: client.set("a", b"", request_id="é"), lambda client: client.delete("a", fence="ключ=1"),
+    lambda client: client.set("a", b"", request_id=" a"), lambda client: client.set("a", b"", ttl=float("inf")),
+    lambda client: client.touch("a", float("nan")), lambda client: client.txn([{"set": "a", "value": "x", "ttl": float("inf")}])])
+def test_what_no_server_could_be_told_is_a_bad_request(client, fake, call):
+    with pytest.raises(BadRequest):
+        call(client)
+    assert fake.asked == []
+
+
+def test_a_level_that_does_not_exist_and_a_timeout_that_no_socket_knows(fake):
+    with pytest.raises(ValueError, match="'newest'"):
+        Client(level="newest")
+    assert Client(fake.address, timeout=1e9).get("a") == b"" and Client([fake.address, nobody()], timeout=1e9).set("a", b"") == 7
+
+
 @pytest.mark.parametrize("endpoints", ["", ",", "a", "a:b", "a:1,b", "http://", "a:1/x", "a:99999", "u@a:1", []])
 def test_malformed_endpoints_are_refused(endpoints):
     with pytest.raises(ValueError):

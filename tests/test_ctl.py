@@ -354,6 +354,70 @@ def test_what_the_server_does_not_understand_is_64(raftctl):
     assert raftctl("set", "", "b").status == raftctl("set", "a", "b", "--fence", "x").status == 64
 
 
+@pytest.mark.parametrize("words", [
+    ["get", "\udcff"], ["set", "\udcff", "v"], ["list", "\udcff"], ["list", "--after", "\udcff"], ["delete", "--prefix", "\udcff"],
+    ["watch", "\udcff"], ["lock", "\udcff", "--", "true"], ["set", "k", "v", "--fence", "\udcff=1"], ["set", "k", "v", "--fence", "ключ=1"],
+    ["txn", '{"then": [{"set": "a", "value": 5}]}'], ["txn", '{"then": ["a"]}'], ["txn", '{"then": {"set": "a"}}'], ["txn", '{"then": 5}'],
+    ["txn", '{"then": [{"set": "a", "value": "x", "ttl": [1]}]}'], ["txn", '{"then": [{"set": "a", "value": "x", "ttl": 1e999}]}'],
+    ["txn", '{"if": [{"key": "a", "value": null}], "then": [{"get": "a"}]}'], ["txn", "[" * 100_000], ["txn", "\udcff"],
+    ["get", "a", "--timeout", "99999999999999h"], ["get", "a", "--endpoints", "https://localhost:4001"],
+    ["get", "a", "--endpoints", "me@localhost:4001"], ["get", "a", "--endpoints", "[::1"],
+])
+def test_what_cannot_be_is_said_in_one_line(raftctl, words):
+    said = raftctl(*words)
+    assert said.status == 64 and said == b"" and said.error.splitlines()[-1].startswith("raftctl: ") and "Traceback" not in said.error
+
+
+def test_a_value_may_be_any_bytes(raftctl):
+    raftctl("set", "bytes", "\udcff\udc80é")
+    assert raftctl("get", "bytes") == b"\xff\x80\xc3\xa9"
+    assert raftctl("set", "bytes", "x", "--timeout", "1000h").status == 0
+
+
+@pytest.mark.parametrize("words", ["set k -", "txn -"])
+def test_a_standard_input_that_is_closed_or_without_an_end(words):
+    for source, says in (("<&-", "standard input is closed"), ("</dev/zero", "larger than")):
+        done = subprocess.run(f"{BIN / 'raftctl'} {words} {source}", shell=True, capture_output=True, text=True)
+        assert done.returncode == 2 and says in done.stderr and done.stderr.count("\n") == 1, done
+
+
+def test_a_terminal_that_does_not_know_a_character(raftctl, cluster):
+    raftctl("set", "ключ", "1")
+    for form in ("table", "json", "plain"):
+        done = subprocess.run([BIN / "raftctl", "list", "-o", form], capture_output=True,
+                              env={**os.environ, "RAFTD_ENDPOINTS": cluster.servers[0].address, "PYTHONIOENCODING": "ascii"})
+        assert done.returncode == 0 and rb"\u043a\u043b\u044e\u0447" in done.stdout and done.stderr == b""
+    raftctl("delete", "ключ")
+
+
+def test_perhaps_done_says_so_and_what_only_reads_is_certainly_not_done(capsys, monkeypatch):
+    from raftd.errors import CommitTimeout
+
+    def fails(*_, **__):
+        raise CommitTimeout("no majority answered")
+    for name, words, status, more in (("set", ["set", "a", "b"], 3, "; it may have been done"), ("entry", ["get", "a"], 2, ""),
+                                      ("members", ["members"], 2, "")):
+        monkeypatch.setattr(Client, name, fails)
+        assert (ctl.main(words), capsys.readouterr().err) == (status, f"raftctl: no majority answered{more}\n")
+
+
+def test_a_server_that_says_nothing_keeps_nobody_waiting(tmp_path, monkeypatch, capsys):
+    """It was stopped, and the system takes connections for it."""
+    from raftd.ctl import servers
+    monkeypatch.setattr(servers, "STATUS_SECONDS", 0.5)
+    with Cluster(tmp_path, flags=("-election-timeout", "2s")) as cluster:
+        monkeypatch.setenv("RAFTD_ENDPOINTS", cluster.leader().address)
+        followers = cluster.followers()
+        for stopped in followers:
+            stopped.pause()
+        began = time.monotonic()
+        assert ctl.main(["status", "-o", "plain", "--timeout", "60s"]) == 0
+        assert capsys.readouterr().out.count("unreachable") == 2
+        assert time.monotonic() - began < 20
+        for stopped in followers:
+            stopped.resume()
+
+
 def test_its_version(capsys):
     assert ctl.main(["--version"]) == 0
     assert capsys.readouterr().out == f"raftctl {__version__}\n"

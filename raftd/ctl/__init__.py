@@ -24,6 +24,8 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv=None):
     """Run the command line *argv* (default: the process's own); returns the exit status."""
+    if hasattr(sys.stdout, "reconfigure"):  # not in a test
+        sys.stdout.reconfigure(errors="backslashreplace")  # where a terminal knows no such character
     try:
         options = parse(sys.argv[1:] if argv is None else argv)
         return options.run(options)
@@ -37,18 +39,16 @@ def main(argv=None):
         print(f"raftctl: {error.filename}: {error.strerror}" if named else f"raftctl: {error}", file=sys.stderr)
         return NOT_DONE
     except RaftdError as error:
-        return _failed(error)
+        return _failed(error, options.only_reads)
     except KeyboardInterrupt:
         return INTERRUPTED
 
 
-def _failed(error):
-    print(f"raftctl: {' '.join(str(error).split())}", file=sys.stderr)
-    if isinstance(error, (PreconditionFailed, NotFound)) or error.code == "lock_held":
-        return NO
-    if isinstance(error, BadRequest):
-        return USAGE
-    return PERHAPS if error.retry == "maybe" else NOT_DONE
+def _failed(error, only_reads):
+    status = NO if isinstance(error, (PreconditionFailed, NotFound)) or error.code == "lock_held" else \
+        USAGE if isinstance(error, BadRequest) else PERHAPS if error.retry == "maybe" and not only_reads else NOT_DONE
+    print(f"raftctl: {' '.join(str(error).split())}{'; it may have been done' if status == PERHAPS else ''}", file=sys.stderr)
+    return status
 
 
 def parse(argv):
@@ -66,7 +66,8 @@ def parse(argv):
         added = commands.add_parser(name, parents=[common], help=help, description=help[0].upper() + help[1:] + ".",
                                     epilog=f"examples:\n{indented}\n\n{EXIT}", formatter_class=argparse.RawDescriptionHelpFormatter,
                                     allow_abbrev=False)
-        added.set_defaults(run=lambda options: _with_client(run, options), parser=added)
+        added.set_defaults(run=lambda options: _with_client(run, options), parser=added,
+                           only_reads=run in (*keys.READING, *servers.READING))
         return added
 
     keys.add(add_command)
@@ -78,6 +79,12 @@ def parse(argv):
     options = parser.parse_args(words, argparse.Namespace(command=command))
     if options.endpoints is None and options.parser is not commands.choices["completion"]:  # which every shell reads that starts
         options.endpoints = _endpoints_of_the_environment(options.parser)
+    for name, text in vars(options).items():
+        if name != "value" and isinstance(text, str) and not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                options.parser.error(f"not UTF-8: {text!a}")
     return options
 
 

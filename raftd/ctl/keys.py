@@ -12,11 +12,13 @@ import threading
 from contextlib import contextmanager
 from pathlib import Path
 
+from raftd.config import Settings
 from raftd.ctl.output import Progress, cell, print_json, print_table, value_members, write_bytes
 from raftd.ctl.status import CANNOT_RUN, DONE, ENDED_BY_SIGNAL, NO, NO_COMMAND, PERHAPS
 from raftd.ctl.words import at_least, seconds
 
 LOST_SECONDS = 10.0  # for a command that is told to end, since its lock is lost
+MOST_INPUT_BYTES = Settings.max_waiting_bytes  # more than any server takes
 _ID = re.compile(r"[0-9]+(\.[0-9]+)?")
 
 
@@ -47,7 +49,7 @@ def add(add_command):
     _add_fence(parser)
 
     parser = add_command("list", list_, "print keys, and what they are", "raftctl list\nraftctl list config/ -o json\n"
-                         "raftctl list config/ --keys-only -o plain | xargs -n1 raftctl get")
+                         "raftctl list config/ --keys-only -o plain | xargs -d '\\n' -n1 raftctl get")
     parser.add_argument("prefix", nargs="?", default="")
     parser.add_argument("--limit", type=at_least(1), metavar="N", help="at most so many (default: all)")
     parser.add_argument("--after", default="", metavar="KEY", help="those after this one")
@@ -72,7 +74,8 @@ raftctl txn - < changes.json""")
     parser.add_argument("--ttl", type=seconds, default=15.0, metavar="TIME",
                         help="so long after its holder is heard of no more it is free (default 15s)")
     parser.add_argument("--wait", type=seconds, metavar="TIME", help="so long for the lock (default: for ever); 0s: not at all")
-    parser.epilog = f"the exit status is that of the command, or 3 if the lock was lost meanwhile\n\n{parser.epilog}"
+    parser.epilog = ("the exit status is that of the command, or 3 if the lock was lost meanwhile: then the command is told to end\n"
+                     f"(SIGTERM), and killed {LOST_SECONDS:g} s later\n\n{parser.epilog}")
     parser.usage = "raftctl lock NAME [--ttl TIME] [--wait TIME] [...] -- COMMAND [ARGUMENT ...]"
 
 
@@ -109,7 +112,11 @@ def get(client, options):
 def set_(client, options):
     if (options.value is None) == (options.file is None):
         options.parser.error("one of VALUE and --file")
-    value = options.file.read_bytes() if options.file else sys.stdin.buffer.read() if options.value == "-" else options.value
+    if options.file:
+        with options.file.open("rb") as file:
+            value = _all_of(file)
+    else:
+        value = _standard_input() if options.value == "-" else os.fsencode(options.value)
     index = client.set(options.key, value, ttl=options.ttl, if_index=options.if_index, if_absent=options.if_absent, fence=options.fence)
     if options.output == "json":
         print_json({"key": options.key, "index": index})
@@ -173,21 +180,40 @@ def watch(client, options):
 
 
 def txn(client, options):
-    text = sys.stdin.read() if options.transaction == "-" else options.transaction
+    text = _standard_input() if options.transaction == "-" else options.transaction
     try:
         asked = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         options.parser.error(f"not JSON: {error}")
     if not isinstance(asked, dict):
         options.parser.error("not a JSON object")
     parts = {name: asked.get(name, []) for name in ("if", "then", "else")}
     if unknown := asked.keys() - parts.keys():
         options.parser.error(f"there is no member {min(unknown)!r}; known: if, then, else")
-    done = client.txn(parts["then"], if_=parts["if"], else_=parts["else"], fence=options.fence)
+    for name, part in parts.items():
+        if not isinstance(part, list):
+            options.parser.error(f"{name!r} is a list")
+    try:
+        done = client.txn(parts["then"], if_=parts["if"], else_=parts["else"], fence=options.fence)
+    except TypeError as error:
+        options.parser.error(str(error))
     results = [{**{name: value for name, value in result.items() if name != "value"}, **value_members(result.get("value"))}
                for result in done.results]
     print_json({"succeeded": done.succeeded, "index": done.index, "results": results})
     return DONE if done.succeeded else NO
+
+
+def _standard_input():
+    if sys.stdin is None:
+        raise OSError("standard input is closed")
+    return _all_of(sys.stdin.buffer)
+
+
+def _all_of(file):
+    data = file.read(MOST_INPUT_BYTES + 1)
+    if len(data) > MOST_INPUT_BYTES:
+        raise OSError(f"larger than {MOST_INPUT_BYTES >> 20} MiB, which no server takes")
+    return data
 
 
 def lock(client, options):
@@ -207,7 +233,7 @@ def lock(client, options):
             print(f"raftctl: {options.command[0]}: {error.strerror}", file=sys.stderr)
             return NO_COMMAND if isinstance(error, FileNotFoundError) else CANNOT_RUN
         ended = threading.Event()
-        threading.Thread(target=_end_when_lost, args=[held, process, ended], daemon=True).start()
+        threading.Thread(target=_end_when_lost, args=[options.name, held, process, ended], daemon=True).start()
         try:
             status = wait_for(process)
         except KeyboardInterrupt:  # the terminal has told the command, too
@@ -219,6 +245,7 @@ def lock(client, options):
     return status if status >= 0 else ENDED_BY_SIGNAL - status
 
 
+READING = (get, list_, watch)  # and change nothing
 LASTING = (watch, lock)  # as long as somebody wants; others are at work, or speak, meanwhile
 
 
@@ -252,9 +279,10 @@ def _signals(starting):
         signal.set_wakeup_fd(fd)
 
 
-def _end_when_lost(held, process, ended):
+def _end_when_lost(name, held, process, ended):
     while not ended.is_set():
         if held.lost.wait(0.5) and not ended.is_set():
+            print(f"raftctl: the lock {name} is lost; its command is told to end", file=sys.stderr)
             process.send_signal(signal.SIGTERM)
             if not ended.wait(LOST_SECONDS):
                 process.kill()

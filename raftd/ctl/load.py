@@ -45,7 +45,7 @@ def add(commands, parents):
     """Add ``bench`` to *commands*."""
     parser = commands.add_parser("bench", parents=parents, help="load a cluster, and say how it did", description=BENCH,
                                  epilog=BENCH_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.set_defaults(run=run_bench, parser=parser)
+    parser.set_defaults(run=run_bench, parser=parser, only_reads=False)
     add = parser.add_argument
     add("--clients", type=at_least(1), default=64, metavar="N", help="requests under way at most (default 64)")
     add("--value-size", type=at_least(0), default=100, metavar="BYTES", help="of a written value (default 100)")

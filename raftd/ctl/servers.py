@@ -1,9 +1,13 @@
 """The subcommands for the cluster: members join remove promote transfer status health. Each takes a Client and options, and returns the
 exit status."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 from raftd.ctl.output import print_json, print_table
 from raftd.ctl.status import DONE, NO, NOT_DONE
 from raftd.errors import NotFound, RaftdError
+
+STATUS_SECONDS = 2.0  # a server that takes longer to say how it is, is not well
 
 
 def add(add_command):
@@ -79,14 +83,23 @@ def _servers(client, options):
         return [("", endpoint) for endpoint in options.endpoints]
 
 
+def _of_each(client, options, ask):
+    """What *ask(client, name, address)* gives for each server: all at once, so that one that says nothing keeps nobody waiting long."""
+    servers, client = _servers(client, options), client.within(min(options.timeout, STATUS_SECONDS))
+    with ThreadPoolExecutor(len(servers)) as pool:
+        return list(pool.map(lambda server: ask(client, *server), servers))
+
+
+def _status_of(client, name, address):
+    try:
+        return client.status(address)
+    except RaftdError as error:
+        return {"name": name, "address": address, "error": str(error)}
+
+
 def status(client, options):
     """Of each member, as far as it answers."""
-    found = []
-    for name, address in _servers(client, options):
-        try:
-            found.append(client.status(address))
-        except RaftdError as error:
-            found.append({"name": name, "address": address, "error": str(error)})
+    found = _of_each(client, options, _status_of)
     if options.output == "json":
         print_json(found)
     elif options.output == "plain":
@@ -101,7 +114,7 @@ def status(client, options):
 
 
 def health(client, options):
-    found = [(name, address, *client.health(address)) for name, address in _servers(client, options)]
+    found = _of_each(client, options, lambda client, name, address: (name, address, *client.health(address)))
     if options.output == "json":
         print_json([{"name": name, "address": address, "healthy": healthy, "detail": detail} for name, address, healthy, detail in found])
     elif options.output == "plain":
@@ -111,3 +124,6 @@ def health(client, options):
         print_table(["NAME", "ADDRESS", "HEALTHY", "DETAIL"], [
             [name, address, "yes" if healthy else "no", detail] for name, address, healthy, detail in found])
     return DONE if all(healthy for _, _, healthy, _ in found) else NO
+
+
+READING = (members, status, health)  # and change nothing

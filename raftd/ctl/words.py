@@ -5,6 +5,9 @@ import argparse
 from raftd.config import duration
 
 
+MOST_SECONDS = 100 * 365.25 * 24 * 3600
+
+
 def at_least(lowest):
     def whole_number(text):
         if not text.isascii() or not text.isdigit() or int(text) < lowest:
@@ -25,6 +28,9 @@ def number(text, lowest, highest, what):
 
 def seconds(text):
     try:
-        return duration(text)
+        found = duration(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+        raise argparse.ArgumentTypeError(f"{error}; such as 500ms, 10s, 1.5m, 2h") from None
+    if found > MOST_SECONDS:
+        raise argparse.ArgumentTypeError(f"longer than a hundred years: {text!r}")
+    return found
