@@ -112,8 +112,23 @@ CLIENTS = (
     Mutant(
         "perhaps-is-certainly-not",
         "A script takes what may have been done for not done.", SCRIPTS,
-        [Edit(CTL, 'return PERHAPS if error.retry == "maybe" else NOT_DONE', "return NOT_DONE")],
+        [Edit(CTL, 'PERHAPS if error.retry == "maybe" and not only_reads else NOT_DONE', "NOT_DONE")],
         [CTL_TESTS + "test_nobody_there_is_2_and_perhaps_done_is_3"]),
+    Mutant(
+        "what-only-reads-is-perhaps-done",
+        "A read that fails is called perhaps done.", SCRIPTS,
+        [Edit(CTL, 'error.retry == "maybe" and not only_reads else', 'error.retry == "maybe" else')],
+        [CTL_TESTS + "test_perhaps_done_says_so_and_what_only_reads_is_certainly_not_done"]),
+    Mutant(
+        "status-one-after-the-other",
+        "Each server that was stopped keeps who asks how all are waiting for its time.", "a status that is of use when one needs it",
+        [Edit(SERVERS, "client.within(min(options.timeout, STATUS_SECONDS))", "client.within(options.timeout)")],
+        [CTL_TESTS + "test_a_server_that_says_nothing_keeps_nobody_waiting"]),
+    Mutant(
+        "keys-of-any-bytes",
+        "A key that is not UTF-8 gives a traceback.", "no traceback ever reaches a user",
+        [Edit(CTL, 'if name != "value" and isinstance(text, str) and not text.isascii():', "if False:")],
+        [CTL_TESTS + "test_what_cannot_be_is_said_in_one_line"]),
     Mutant(
         "command-runs-on-without-its-lock",
         "When the lock is lost its command goes on.", LOCKS,
