@@ -52,6 +52,7 @@ FIRST_SECONDS = 2.0  # of the first attempt at each of several servers: one that
 ANSWER_SECONDS = 0.25  # more than a server was told to take: its answer says more than our own timeout
 MOST_SERVER_SECONDS = 60.0  # that a server may be told to take
 USUAL_SERVER_SECONDS = 4.8  # with ANSWER_SECONDS, what it takes when it is not told
+SILENT_SECONDS = 10.0  # a server that has not answered is asked after the others, for so long
 MOST_SECONDS = 10**6  # that a socket waits
 WATCH_SECONDS = 12.0  # without a byte, of which there is one in 5 s, a watch goes on elsewhere
 PAGE_ITEMS = 1000
@@ -357,10 +358,12 @@ class _Attempts:
 
 
 class _Shared:
-    """What a Client has in common with those that ``within`` makes of it: a connection to each server for each thread, and who leads."""
+    """What a Client has in common with those that ``within`` makes of it: a connection to each server for each thread, who leads, and who
+    is silent."""
 
     def __init__(self) -> None:
         self.leader: str | None = None  # as the last answer that knew one has told
+        self._silent: dict[str, float] = {}  # who has not answered last -> until when that counts
         self.sessions: weakref.WeakSet[requests.Session] = weakref.WeakSet()  # of threads that have not ended
         self._of_this_thread = threading.local()
         self._lock = threading.Lock()  # guards ``sessions``
@@ -382,12 +385,20 @@ class _Shared:
             session.close()
 
     def learn(self, server: str, headers: Any) -> None:
-        """Who leads, as *server* knows it."""
+        """Who leads, as *server* knows it, which has answered."""
+        self._silent.pop(server, None)
         leader = headers.get("X-Raft-Leader")
         if leader:
             self.leader = _address(leader)
         else:
             self.forget(server)
+
+    def is_silent(self, server: str) -> bool:
+        return self._silent.get(server, 0.0) > time.monotonic()
+
+    def has_not_answered(self, server: str) -> None:
+        self._silent[server] = time.monotonic() + SILENT_SECONDS
+        self.forget(server)
 
     def forget(self, server: str) -> None:
         """It leads no longer, as far as one knows."""
@@ -639,12 +650,12 @@ class Client:
         return self._call(_Ask(method, path, body=body, to_leader=True, timed_below=float("inf")), attempts)
 
     def _attempts(self, deadline: float | None = None, pause: Callable[[float], object] = time.sleep) -> _Attempts:
-        """At all servers that are known, beginning with any. *deadline*: of the monotonic clock, in seconds."""
+        """At all servers that are known, beginning with any that is not silent. *deadline*: of the monotonic clock, in seconds."""
         servers, leader = self._endpoints, self._shared.leader
         start = random.randrange(len(servers))
         others = [leader] if leader and leader not in servers else []
-        return _Attempts(servers[start:] + servers[:start] + others, time.monotonic() + self._timeout if deadline is None else deadline,
-                         pause)
+        turn = sorted(servers[start:] + servers[:start] + others, key=self._shared.is_silent)
+        return _Attempts(turn, time.monotonic() + self._timeout if deadline is None else deadline, pause)
 
     def _call(self, ask: _Ask, attempts: _Attempts | None = None) -> requests.Response:
         """The answer of whoever does it."""
@@ -668,7 +679,7 @@ class Client:
         try:
             answer = self._shared.session().send(request, timeout=timeouts, allow_redirects=False)
         except requests.RequestException as error:
-            self._shared.forget(server)
+            self._shared.has_not_answered(server)
             raise _unreachable(server, _root(error), _was_sent(error)) from error
         self._shared.learn(server, answer.headers)
         failure = _error_in(server, answer.status_code, answer.headers, answer.content)

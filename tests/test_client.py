@@ -581,6 +581,25 @@ def test_a_server_that_was_not_asked_before_has_not_half_of_the_time(fakes, firs
     assert [asked.query.get("timeout") for asked in there.asked] == [None, "200ms"]
 
 
+def test_who_was_silent_is_asked_after_the_others(fakes, first_asked, monkeypatch):
+    """Not by every call again, until it answers, or some time has passed."""
+    monkeypatch.setattr(module, "FIRST_SECONDS", 0.1)
+    hangs = threading.Event()
+    here, there = fakes(lambda asked: (hangs.wait(1.0), (200, ETAG, b""))[1]), fakes()
+    with Client([here.address, there.address], timeout=60) as client:
+        for _ in range(10):
+            client.get("a")
+            client.within(30).set("a", b"")
+        assert (len(here.asked), len(there.asked)) == (1, 20)
+        hangs.set()
+        there.answer = lambda asked: failure("no_leader", "safe")
+        client.get("a")
+        assert len(here.asked) == 2
+        there.answer = lambda asked: (200, ETAG, b"")
+        client.get("a")
+        assert len(here.asked) == 3, "it has answered"
+
+
 def test_later_attempts_have_more_time(fakes):
     attempts = module._Attempts(["a:1", "b:1"], time.monotonic() + 60, pause=lambda seconds: None)
     given = []

@@ -31,6 +31,11 @@ CLIENTS = (
         [Edit(CLIENT, "(min(most, FIRST_SECONDS) if is_first else most), most", "most, most")],
         [TESTS + "test_a_server_that_was_not_asked_before_has_not_half_of_the_time"]),
     Mutant(
+        "the-silent-are-asked-first-again",
+        "A server that was stopped keeps each call waiting that happens to begin with it.", "a deadline for each call",
+        [Edit(CLIENT, "others, key=self._shared.is_silent)", "others, key=lambda server: False)")],
+        [TESTS + "test_who_was_silent_is_asked_after_the_others"]),
+    Mutant(
         "a-time-of-its-own-is-that-of-all",
         "A call that has a time of its own leaves it to all that come after it.", "a deadline for each call",
         [Edit(CLIENT, "other = copy(self)", "other = self")],
