@@ -45,8 +45,12 @@ def main(argv=None):
 
 
 def _failed(error, only_reads):
-    status = NO if isinstance(error, (PreconditionFailed, NotFound)) or error.code == "lock_held" else \
-        USAGE if isinstance(error, BadRequest) else PERHAPS if error.retry == "maybe" and not only_reads else NOT_DONE
+    if isinstance(error, (PreconditionFailed, NotFound)) or error.code == "lock_held":
+        status = NO
+    elif isinstance(error, BadRequest):
+        status = USAGE
+    else:
+        status = PERHAPS if error.retry == "maybe" and not only_reads else NOT_DONE
     print(f"raftctl: {' '.join(str(error).split())}{'; it may have been done' if status == PERHAPS else ''}", file=sys.stderr)
     return status
 
@@ -79,13 +83,18 @@ def parse(argv):
     options = parser.parse_args(words, argparse.Namespace(command=command))
     if options.endpoints is None and options.parser is not commands.choices["completion"]:  # which every shell reads that starts
         options.endpoints = _endpoints_of_the_environment(options.parser)
+    _check_text(options)
+    return options
+
+
+def _check_text(options):
+    """All but a value is text."""
     for name, text in vars(options).items():
         if name != "value" and isinstance(text, str) and not text.isascii():
             try:
                 text.encode()
             except UnicodeEncodeError:
                 options.parser.error(f"not UTF-8: {text!a}")
-    return options
 
 
 def _without_command(argv, parser):
