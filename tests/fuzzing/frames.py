@@ -402,12 +402,14 @@ class Frames:
         _, _, frames = heard.partition(b"\r\n\r\n")
         if not frames:
             self.counts["nonsense"] += 1
-            return
-        try:
-            wire.decode(frames[:wire.HEADER.size], frames[wire.HEADER.size:])
-            self.counts["answered"] += 1
-        except Refusal:
-            self.counts["refused"] += 1
+        while frames:  # more than one, when what came can be read as more than one
+            header, rest = frames[:wire.HEADER.size], frames[wire.HEADER.size:]
+            payload, frames = rest[:(length := wire.payload_length(header))], rest[length:]
+            try:
+                wire.decode(header, payload)
+                self.counts["answered"] += 1
+            except Refusal:
+                self.counts["refused"] += 1
 
 
 def conversation(server, sender, data):
