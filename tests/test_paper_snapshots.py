@@ -6,6 +6,7 @@ from one_server import (
     propose, refuse, replicate, save, server, snapshot, state, terms,
 )
 
+from raftd.raft.configuration import NOBODY, Configurations
 from raftd.raft.core import Base, Raft
 from raftd.raft.log import Log
 from raftd.raft.messages import AppendEntries, AppendEntriesReply, InstallSnapshot, InstallSnapshotReply
@@ -85,6 +86,22 @@ def behind(lacks=5):
     raft = leader(3, snapshot=(10, 2))
     refuse(raft, "n3", (11, 3), lacks)
     return raft
+
+
+def test_who_stands_where_it_knew_of_no_members_sends_no_snapshot():
+    """What a snapshot says of the members is that of its last entry (section 7): of a server that had not joined yet, nothing.
+
+    Seed 1700249 of bin/simulate: a member that installed it did not know any more that it was one.
+    """
+    raft = behind()
+    raft.configurations = Configurations(10, NOBODY)
+    raft.configurations.append(12, members("n1", "n2", "n3"))
+    assert raft.last_applied < 12 and not raft.needs_snapshot("n3")
+    raft.commit_index = 12
+    raft.applied(11)
+    assert not raft.needs_snapshot("n3")
+    raft.applied(12)
+    assert raft.needs_snapshot("n3")
 
 
 def test_snapshot_is_sent_when_entries_are_compacted():

@@ -707,10 +707,15 @@ class Raft:
                              progress.match_index, lease_ms)
 
     def needs_snapshot(self, peer):
-        """True if *peer* lacks entries that are compacted, and no snapshot has been offered for it (``snapshot_offered``)."""
+        """True if *peer* lacks entries that are compacted, and no snapshot has been offered for it (``snapshot_offered``).
+
+        Not as long as the state here stands before the entry with which this server became a member: until then it knew of no members,
+        and who installed that would know of none.
+        """
         match self.role:
             case Leader(progress=progress) if peer in progress and progress[peer].next_index <= self.log.snapshot_index:
-                return progress[peer].snapshot is None and peer not in self._retry_at
+                return progress[peer].snapshot is None and peer not in self._retry_at \
+                    and bool(self.configurations.at(self.last_applied)[1].members)
         return False
 
     def reserve_snapshot(self, peer):

@@ -15,7 +15,7 @@ from pathlib import Path
 from chaos.clients import Node
 from cluster import PATIENCE_SECONDS, POLL_SECONDS, Cluster, Network, wait_until
 
-DISK_MEBIBYTES = 192
+DISK_MEBIBYTES = 768  # for the state with 100,000 changes of history, and a copy on its way out and in
 START_SECONDS = 60  # until a process listens; far more than it takes
 SERVER = [sys.executable, str(Path(__file__).with_name("server.py"))]
 

@@ -953,6 +953,14 @@ SNAPSHOTS = (
 
 OLDER_COPIES = (
     Mutant(
+        "a-copy-that-knows-of-no-members",
+        "A leader whose state stands before it joined sends a copy of it, and who installs that knows of no members.",
+        "seed 1700249 of bin/simulate; scylla 9551",
+        [Edit(CORE, """ \\
+                    and bool(self.configurations.at(self.last_applied)[1].members)""", "")],
+        ["tests/test_paper_snapshots.py::test_who_stands_where_it_knew_of_no_members_sends_no_snapshot",
+         "bin/simulate --seeds 1 --from 1700249"]),
+    Mutant(
         "older-copy-not-noticed",
         "A follower that has lost what it confirmed is sent it anew, and nobody knows what else it has forgotten.",
         "etcd's documentation of disaster recovery: a member that restarts with older data must be removed",
