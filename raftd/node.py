@@ -1384,6 +1384,7 @@ class Node:
         is_another = time.monotonic() - self._log_open_since > CALM_SECONDS
         self._retry_pause = RETRY_SECONDS if is_another else min(2 * self._retry_pause, MOST_RETRY_SECONDS)
         while not self._stopping.wait(self._retry_pause):
+            self._release_outgoing()  # who leads no more sends it to nobody, and it may be what fills the disk
             try:
                 self._storage.reopen()
                 saved = self._storage.load()
@@ -1523,6 +1524,7 @@ class Node:
             self._applier_idle, self._applying_since = True, None
             self._settle_locked()
             self._changed.notify_all()
+        self._release_outgoing()  # as in ``_recover``
         self._stopping.wait(RETRY_SECONDS)
 
     def _withdraw_locked(self, reason):

@@ -23,7 +23,7 @@ from raftd.errors import (
     BadRequest, CommitTimeout, DamagedFiles, Discarded, LeadershipLost, NoLeader, NoQuorum, NotFound, NotLeader, Overloaded,
     PeerUnreachable, RaftdError, Refusal, StorageFailed, Stopping,
 )
-from raftd.node import Node
+from raftd.node import Node, Outgoing
 from raftd.raft.configuration import Configuration, Member
 from raftd.raft.core import Base
 from raftd.raft.messages import COMMAND, AppendEntries, Entry, HardState, InstallSnapshot, ReadIndex, RequestVote, TimeoutNow
@@ -1215,6 +1215,22 @@ def test_a_failed_save_fails_the_write_and_the_node_comes_back_by_itself():
         assert storage.reopened > 0, "the file was not opened again after a failed save"
         node.propose(b"after", 5)
         assert nodes.machines["n1"].commands == [b"before", b"after"]
+
+
+@pytest.mark.parametrize("what", ["storages", "machines"])
+def test_a_copy_for_others_does_not_keep_the_disk_full(what):
+    """It is the size of the state. Who cannot write leads no more, and needs it for nobody."""
+    with group(1) as nodes:
+        node = nodes.leader()
+        node.propose(b"before", 5)
+        disk, copy = getattr(nodes, what)["n1"], MemorySnapshot(nodes.machines["n1"])
+        copy.close = lambda: setattr(disk, "failure", None)  # there is room now
+        node._outgoing = Outgoing(copy, {"n2"})
+        disk.failure = StorageFailed("the disk is full", full=True)
+        with pytest.raises(StorageFailed):
+            node.propose(b"lost", 5)
+        wait_until(lambda: node.not_ready() is None, "it is back by itself")
+        node.propose(b"after", 5)
 
 
 def who_saves(storage):

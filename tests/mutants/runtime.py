@@ -18,6 +18,17 @@ SIMULATION = "bin/simulate --seeds 50"
 
 RUNTIME = (
     Mutant(
+        "a-copy-keeps-the-log-from-the-disk",
+        "A leader that cannot write its log any more keeps a copy of its state for others, which fills the disk: it stays silent for ever.",
+        "a disk of chaos that had room for one copy",
+        [Edit(NODE, "            self._release_outgoing()  # who leads no more sends it to nobody, and", "            pass  #")],
+        [TESTS + "test_a_copy_for_others_does_not_keep_the_disk_full"]),
+    Mutant(
+        "a-copy-keeps-the-state-from-the-disk",
+        "The same, of a leader that cannot write its state.", "a disk of chaos that had room for one copy",
+        [Edit(NODE, "        self._release_outgoing()  # as in ``_recover``\n", "")],
+        [TESTS + "test_a_copy_for_others_does_not_keep_the_disk_full"]),
+    Mutant(
         "large-commands-rush",
         "Whoever writes large values takes the log for himself: small writes wait most of the time.",
         "head-of-line blocking",
