@@ -18,6 +18,7 @@ from cluster import Cluster, wait_until
 from raftd import __version__, ctl
 from raftd.client import Client
 from raftd.ctl import output
+from raftd.errors import CommitTimeout
 
 BIN = Path(__file__).resolve().parent.parent / "bin"
 COMMANDS = ("get", "set", "delete", "list", "watch", "txn", "lock", "members", "join", "remove", "promote", "transfer", "status", "health",
@@ -345,7 +346,6 @@ def test_what_comes_after_two_dashes_is_the_command_of_a_lock():
 def test_nobody_there_is_2_and_perhaps_done_is_3(capsys, monkeypatch):
     assert ctl.main(["set", "a", "b", "--endpoints", "localhost:1", "--timeout", "300ms"]) == 2
     assert capsys.readouterr().err.startswith("raftctl: localhost:1: ")
-    from raftd.errors import CommitTimeout
     monkeypatch.setattr(Client, "set", lambda *_, **__: (_ for _ in ()).throw(CommitTimeout()))
     assert ctl.main(["set", "a", "b"]) == 3
 
@@ -391,8 +391,6 @@ def test_a_terminal_that_does_not_know_a_character(raftctl, cluster):
 
 
 def test_perhaps_done_says_so_and_what_only_reads_is_certainly_not_done(capsys, monkeypatch):
-    from raftd.errors import CommitTimeout
-
     def fails(*_, **__):
         raise CommitTimeout("no majority answered")
     for name, words, status, more in (("set", ["set", "a", "b"], 3, "; it may have been done"), ("entry", ["get", "a"], 2, ""),
@@ -403,8 +401,7 @@ def test_perhaps_done_says_so_and_what_only_reads_is_certainly_not_done(capsys, 
 
 def test_a_server_that_says_nothing_keeps_nobody_waiting(tmp_path, monkeypatch, capsys):
     """It was stopped, and the system takes connections for it."""
-    from raftd.ctl import servers
-    monkeypatch.setattr(servers, "STATUS_SECONDS", 0.5)
+    monkeypatch.setattr(ctl.servers, "STATUS_SECONDS", 0.5)
     with Cluster(tmp_path, flags=("-election-timeout", "2s")) as cluster:
         monkeypatch.setenv("RAFTD_ENDPOINTS", cluster.leader().address)
         followers = cluster.followers()

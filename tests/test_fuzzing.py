@@ -49,13 +49,13 @@ def test_the_first_cases_find_nothing(name):
     assert counts[campaign.TARGETS[name].unit] >= CASES[name]
 
 
-@pytest.mark.cluster
 def test_a_frame_that_comes_twice_is_answered_twice():
     """And is no finding: case 6007549 is one that can be taken over whole, and comes again."""
     counts, finding = campaign.run("frames", 6007549, 1)
     assert finding is None and counts["answered"] > 1
 
 
+@pytest.mark.cluster
 def test_the_first_cases_find_nothing_in_a_process():
     counts, finding = campaign.run("live", 0, 600)
     assert finding is None

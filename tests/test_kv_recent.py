@@ -5,6 +5,7 @@ from contextlib import closing
 
 import pytest
 
+from copies import transfer
 from raftd.errors import Stopping
 from raftd.kv import Changes, Delete, DeletePrefix, KeyValueStore, Set, Transaction, encode, queries, recent
 from raftd.kv.recent import Recent
@@ -84,11 +85,7 @@ def test_a_copy_takes_the_place_of_what_was_applied(store, waits, tmp_path):
         for number in range(5):
             apply(leader, Set("a", b"%d" % number))
         apply(store, Set("a", b"0"))
-        snapshot = leader.snapshot()
-        incoming = store.receive(5, 1, snapshot.size, snapshot.sha256)
-        incoming.write(0, snapshot.read(0, snapshot.size))
-        snapshot.close()
-        store.install(incoming)
+        transfer(leader, store)
         assert [change.value for change in store.read(Changes(1_000_000)).changes] == [b"1", b"2", b"3", b"4"]
 
 

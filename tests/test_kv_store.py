@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from copies import transfer
 from raftd import sqlitefile
 from raftd.errors import DamagedFiles, StartupError, Stopping, StorageFailed
 from raftd.kv import (
@@ -74,17 +75,6 @@ def apply(store, *commands, term=1, configuration=CONFIGURATION):
 
 def value(store, key):
     return store.read(Get(key)).value
-
-
-def transfer(source, target, chunk_bytes=1000, damage=lambda data: data):
-    """Send a snapshot of *source* to *target*, which installs it; returns the snapshot."""
-    snapshot = source.snapshot()
-    incoming = target.receive(snapshot.index, snapshot.term, snapshot.size, snapshot.sha256)
-    while not incoming.complete:
-        incoming.write(incoming.next_offset, damage(snapshot.read(incoming.next_offset, chunk_bytes)))
-    snapshot.close()
-    target.install(incoming)
-    return snapshot
 
 
 def files(directory):

@@ -9,6 +9,7 @@ from contextlib import closing
 
 import pytest
 
+from copies import transfer
 from raftd import watchers as module
 from raftd.errors import StorageFailed
 from raftd.kv import Changes, Delete, DeletePrefix, HasChanged, KeyValueStore, Set, Transaction, change_id, encode
@@ -159,11 +160,7 @@ def test_who_is_ahead_when_a_copy_comes_is_told_what_it_has(store, watchers, lim
     with closing(KeyValueStore(tmp_path / "leader", limits=limits)) as leader:
         for number in range(160):
             apply(leader, Set("a", b"%d" % number))
-        snapshot = leader.snapshot()
-        incoming = store.receive(160, 1, snapshot.size, snapshot.sha256)
-        incoming.write(0, snapshot.read(0, snapshot.size))
-        snapshot.close()
-        store.install(incoming)
+        transfer(leader, store)
     assert [event[0] for event in client.hear(10)] == [str(index) for index in range(151, 161)]
 
 

@@ -99,8 +99,7 @@ def _check_text(options):
 
 def _without_command(argv, parser):
     """*argv* up to the ``--`` of ``lock``, and the command after it, whose options are none of ours."""
-    with_value = {option for action in parser._actions if action.nargs != 0 for option in action.option_strings}
-    at = 0
+    with_value, at = completion.values_of(parser), 0
     while argv[at:] and argv[at].startswith("-"):
         at += 2 if argv[at] in with_value else 1
     if argv[at:at + 1] != ["lock"] or "--" not in argv[at:]:

@@ -17,8 +17,7 @@ def script(shell, parser, parsers):
 
 
 def _bash(parser, parsers):
-    values = {option: action.choices or () for each in (parser, *parsers.values()) for action in each._actions if action.nargs != 0
-              for option in action.option_strings}
+    values = {option: choices for each in (parser, *parsers.values()) for option, choices in values_of(each).items()}
     some = "\n".join(f"    {option}) words='{' '.join(choices)}' ;;" for option, choices in values.items() if choices)
     others = "|".join(option for option, choices in values.items() if not choices)
     cases = "\n".join(f"        {name}) words='{' '.join([*_words(each), *_options(each)])}' ;;" for name, each in parsers.items())
@@ -72,6 +71,11 @@ def _fish_options(parser):
         if action.option_strings:
             names = "".join(f" -l {name[2:]}" if name.startswith("--") else f" -s {name[1:]}" for name in action.option_strings)
             yield names + ("" if action.nargs == 0 else f" -x -a '{' '.join(action.choices)}'" if action.choices else " -r")
+
+
+def values_of(parser):
+    """{option: the values that it may have, none if they are many}, of the options that have one."""
+    return {option: action.choices or () for action in parser._actions if action.nargs != 0 for option in action.option_strings}
 
 
 def _options(parser):
