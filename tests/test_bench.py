@@ -292,7 +292,7 @@ def test_what_a_rate_asks_for_and_gets_not_is_told():
     never = threading.Event()
     with server(lambda *_: never.wait(0.05) or OK) as address:
         seen = run(address, clients=1, seconds=0.5, rate=1000)
-    assert seen.succeeded <= 11 and 400 < seen.unsent <= 500
+    assert 400 < seen.unsent < 500 and seen.succeeded + seen.unsent in (499, 500), "each whose time had come"
 
 
 def test_the_warm_up_is_not_counted():
