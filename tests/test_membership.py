@@ -242,7 +242,7 @@ def test_a_deposed_leader_says_so_to_who_waits_for_a_change():
         nodes.wires.cut(leader.name)
         assert (outcome(again), outcome(removal)) == (NotLeader, NotLeader)
         assert first.exception().retry in ("maybe", "safe")
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 15
         successor = nodes.leader([node for name, node in nodes.nodes.items() if name not in (leader.name, "n4")])
         for call in (lambda: leader.join("n4", "host:4"), lambda: leader.remove("n4"), lambda: leader.transfer_leadership(None)):
             with pytest.raises(NotLeader):
@@ -264,8 +264,8 @@ def test_a_learner_that_is_removed_while_it_joins_is_told_soon():
         began = time.monotonic()
         leader.remove("n2", timeout=5)
         with pytest.raises(BadRequest):
-            join.result(10)
-        assert time.monotonic() - began < 1.5
+            join.result(20)
+        assert time.monotonic() - began < 10
         assert [member["name"] for member in leader.members()] == ["n1"]
         forget(nodes, "n2")
 

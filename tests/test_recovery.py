@@ -386,7 +386,7 @@ def test_a_node_stops_soon_while_a_copy_is_made():
         assert copies.begun.wait(10)
         began = time.monotonic()
         leader.halt()
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 5
 
 
 def test_a_real_copy_ends_when_it_is_given_up(tmp_path):
@@ -521,7 +521,7 @@ def test_an_interrupted_call_ends_at_once_and_so_do_those_after_it(deaf, request
         for later in (request_, HEARTBEAT):
             with pytest.raises(PeerUnreachable):
                 connection.call(deaf.member, later, 0)
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 10
     connection.close()
 
 

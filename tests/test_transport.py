@@ -621,7 +621,7 @@ def test_interrupt_ends_a_call_that_waits(peer, connection):
     n1.interrupt()
     thread.join(5)
     released.set()
-    assert errors and time.monotonic() - before < 2
+    assert errors and time.monotonic() - before < 4.5
 
 
 def test_stop_ends_all_connections_and_threads(peer, connection):

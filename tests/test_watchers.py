@@ -201,11 +201,11 @@ def test_who_hears_nothing_for_long_is_told_that_it_is_still_there(store, watche
 
 
 def test_who_takes_nothing_is_dropped_with_an_event_that_says_so(store, watchers, monkeypatch):
-    monkeypatch.setattr(module, "STALL_SECONDS", 0.3)
     slow, quick = Client(watchers, store=store), Client(watchers, store=store)
     for number in range(24):
         apply(store, Set("a", b"x" * (256 << 10)))
         quick.hear(number + 1)
+    monkeypatch.setattr(module, "STALL_SECONDS", 0.3)
     eventually(lambda: [watcher for watcher in watchers._watching.values() if watcher.last_words])
     slow.hear_until(lambda: slow.ended)
     *told, (id, kind, data) = slow.events
