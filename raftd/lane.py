@@ -251,8 +251,8 @@ class Lane:
         """Nobody need wake the reading thread from now on, until it calls ``finish``."""
         self._awake = True
 
-    def finish(self):
-        """Begin what is taken, and answer what is done."""
+    def finish(self, seconds=MOST_SECONDS_AT_ONCE):
+        """Begin what is taken, and answer what is done: for so many *seconds*, what is left the next time."""
         try:
             self._submit()
         finally:
@@ -260,7 +260,7 @@ class Lane:
         if self._reads or self._leased_reads or self._writes:  # taken since by another thread, which saw this one awake
             self._wake_if_it_sleeps()
         if self._finished:
-            self._answer_finished(until=time.monotonic() + MOST_SECONDS_AT_ONCE)
+            self._answer_finished(until=time.monotonic() + seconds)
 
     def _answer_finished(self, until):
         while self._finished:

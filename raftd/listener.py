@@ -30,7 +30,7 @@ from waitress.trigger import trigger
 from waitress.utilities import BadRequest as MalformedRequest
 
 from raftd.errors import BadRequest, Overloaded, RaftdError, StartupError, Stopping, TooLarge
-from raftd.lane import MAX_PLAIN_BYTES, Lane, Plain, log_request
+from raftd.lane import MAX_PLAIN_BYTES, MOST_SECONDS_AT_ONCE, Lane, Plain, log_request
 from raftd.sockets import Sockets
 from raftd.watchers import Watchers
 from raftd.web.answers import NOT_CACHED, error_body, error_fields, error_line
@@ -517,15 +517,16 @@ class Listener:
     # In waitress's thread
 
     def _before_wait(self):
+        is_last = self._stopping  # asked first: all that was done when it was told to stop is answered
         try:
-            self._dispatcher.lane.finish()
+            self._dispatcher.lane.finish(math.inf if is_last else MOST_SECONDS_AT_ONCE)
             self._dispatcher.lane.expire()
             self._server.backlog.shed()
         except Exception:  # it must not end the loop that serves everybody
             log.exception("waiting requests could not be answered")
         if time.monotonic() >= self._look_at or len(self._sockets) != self._connections or not self._server.accepting:
             self._look_at_server()
-        if self._stopping:
+        if is_last:
             wasyncore.close_all(self._sockets)
 
     def _look_at_server(self):

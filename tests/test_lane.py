@@ -986,8 +986,9 @@ def test_a_fault_of_ours_in_one_answer_does_not_end_the_lane(node, port):
     assert status_of(asked(port, "POST", "/db/a", b"x", seconds=2)) == 200
 
 
-def test_who_waits_when_the_server_stops_is_told_so():
-    """``Server.stop``: the node fails what waits, and then the listener is stopped."""
+def test_who_waits_when_the_server_stops_is_told_so(monkeypatch):
+    """``Server.stop``: the node fails what waits, and then the listener is stopped. All are told, however long that takes."""
+    monkeypatch.setattr(listener, "MOST_SECONDS_AT_ONCE", 0.0)
     for _ in range(10):
         node = LaneNode()
         node.holds = lambda command: True
@@ -1003,6 +1004,27 @@ def test_who_waits_when_the_server_stops_is_told_so():
         assert [wire.answer()[0] for wire in wires] == 10 * ["HTTP/1.1 503 Service Unavailable"]
         for wire in wires:
             wire.__exit__()
+
+
+def test_who_is_done_just_before_the_server_stops_is_told_so():
+    """The reading thread has answered all that was done, and goes on to see whether it is to stop."""
+    node, listening = LaneNode(), listener.bind("127.0.0.1", 0)
+    node.holds = lambda command: True
+    serving = listener.Listener(listening, create_app(node, "1.2.3"), NoPeers(), node).start()
+    finish, seen = serving._dispatcher.lane.finish, threading.Event()
+
+    def finish_before_it_is_done(*more):
+        finish(*more)
+        if node.held and not seen.is_set():
+            node.held[0][1].set_exception(errors.LeadershipLost())
+            serving._stopping = True
+            seen.set()
+    serving._dispatcher.lane.finish = finish_before_it_is_done
+    with Wire(listening.getsockname()[1]) as wire:
+        wire.send(request("POST", "/db/a", b"x"))
+        assert seen.wait(10)
+        serving.stop()
+        assert status_of(wire.answer()) == 503
 
 
 def test_a_stop_may_find_that_it_was_seen_before_it_was_said(node):

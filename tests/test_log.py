@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raftd.raft.log import Log
+from raftd.raft.log import ENTRY_BYTES, Log
 from raftd.raft.messages import COMMAND, Entry
 
 
@@ -140,6 +140,14 @@ def test_entries_and_their_sizes_are_found_after_a_compaction():
     assert [some.size_after(index) for index in (0, 2, 4, 5)] == [12, 12, 5, 0]
     assert [some.tail_start(5, 9, limit) for limit in (4, 5, 9, 99)] == [6, 5, 4, 3]
     assert some.last_index_of_term(1) == 5
+
+
+def test_what_is_kept_for_a_receiver_is_bounded_by_its_memory():
+    some = Log(0, 0, [Entry(index, 1, COMMAND, b"x" * 100 * index) for index in range(1, 6)])
+    some.compact(1)
+    three = 3 * ENTRY_BYTES + 1200  # from 3 on
+    assert [some.first_within(first, three) for first in (1, 2, 3, 4, 6)] == [3, 3, 3, 4, 6]
+    assert [some.first_within(2, limit) for limit in (1 << 20, three - 1, 0)] == [2, 4, 6]
 
 
 def test_reset_begins_anew():

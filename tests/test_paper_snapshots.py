@@ -1,5 +1,7 @@
 """Compaction, and followers that need what is compacted (section 7; thesis chapter 5). What a snapshot holds is in test_kv_store.py."""
 
+from dataclasses import replace
+
 import pytest
 from one_server import (
     ELECTION, FIVE, HEARTBEAT, THREE, accept, append, ask, configuration_entry, entries, follower, heartbeat, leader, members,
@@ -8,7 +10,7 @@ from one_server import (
 
 from raftd.raft.configuration import NOBODY, Configurations
 from raftd.raft.core import Base, Raft
-from raftd.raft.log import Log
+from raftd.raft.log import ENTRY_BYTES, Log
 from raftd.raft.messages import AppendEntries, AppendEntriesReply, InstallSnapshot, InstallSnapshotReply
 
 # Compaction
@@ -264,6 +266,35 @@ def test_compaction_keeps_what_a_snapshot_under_way_needs():
     assert raft.log.first_index == 13
 
 
+def test_compaction_keeps_what_is_missing_until_it_has_arrived():
+    """Or who has installed a snapshot while clients write would need another one, again and again (thesis 5)."""
+    raft = sending()
+    raft.handle_reply("n3", raft.data_for("n3"), InstallSnapshotReply(raft.term, 10, True))
+    raft.compact(21, 1, 1 << 20)
+    save(raft)
+    assert raft.log.first_index == 13
+    raft.tick(raft.now + HEARTBEAT)
+    request = raft.data_for("n3")
+    some = replace(request, entries=request.entries[:4])
+    raft.handle_reply("n3", some, AppendEntriesReply(raft.term, True, match_index=16))
+    raft.compact(21, 1, 1 << 20)
+    save(raft)
+    assert raft.log.first_index == 17
+    raft.handle_reply("n3", raft.data_for("n3"), AppendEntriesReply(raft.term, True, match_index=21))
+    raft.compact(21, 1, 1 << 20)
+    save(raft)
+    assert raft.log.first_index == 21
+
+
+def test_compaction_keeps_it_by_bytes_not_by_entries():
+    """A large state takes long, and clients write small things by the thousand meanwhile (thesis 5)."""
+    for count, first in ((9, 13), (4, 18)):
+        raft = sending()
+        raft.compact(21, 0, count * (ENTRY_BYTES + 10) // 16)
+        save(raft)
+        assert raft.log.first_index == first
+
+
 def test_compaction_keeps_what_a_snapshot_that_is_being_made_needs():
     """From the moment that it is begun (thesis 5)."""
     raft = sending()
@@ -272,6 +303,8 @@ def test_compaction_keeps_what_a_snapshot_that_is_being_made_needs():
     for _ in range(3):
         propose(raft)
     replicate(raft, "n2")
+    raft.tick(raft.now + HEARTBEAT)
+    raft.handle_reply("n3", raft.request_for("n3"), AppendEntriesReply(raft.term, True))
     raft.applied(24)
     raft.compact(24, 1, 1 << 20)
     save(raft)
@@ -330,7 +363,7 @@ def test_compaction_does_not_wait_for_ever():
     save(raft)
     assert raft.log.first_index == 21
     grown = sending()
-    grown.compact(21, 0, 1 << 20)
+    grown.compact(21, 0, 0)
     save(grown)
     assert grown.log.first_index == 22, "sixteen times nothing"
 

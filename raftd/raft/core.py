@@ -834,6 +834,7 @@ class Raft:
             last_new = request.prev_log_index + len(request.entries)
             progress.match_index = max(progress.match_index, reply.match_index)
             progress.next_index = max(progress.next_index, progress.match_index + 1, last_new + 1)
+            self._reserve_what_is_missing(progress)
             if progress.match_index > self.commit_index:
                 self._advance_commit_index()
         elif request.prev_log_index == progress.next_index - 1:  # else a late answer, to what has been settled since
@@ -852,11 +853,18 @@ class Raft:
         if snapshot is None or snapshot.checksum != request.checksum:
             return
         if reply.installed:
-            progress.snapshot = progress.reserved_from = None
+            progress.snapshot = None
             progress.match_index = max(progress.match_index, request.last_included_index)  # which is committed
             progress.next_index = max(progress.next_index, progress.match_index + 1)
+            self._reserve_what_is_missing(progress)
         else:
             snapshot.offset = reply.next_offset
+
+    def _reserve_what_is_missing(self, progress):
+        """Whoever has installed a snapshot has to catch up from there, or it was sent in vain."""
+        if progress.snapshot is None and progress.reserved_from is not None:
+            has_caught_up = progress.match_index >= self.commit_index
+            progress.reserved_from = None if has_caught_up else max(progress.reserved_from, progress.match_index)
 
     # Commit
 
@@ -958,16 +966,17 @@ class Raft:
     def compact(self, durable_index, keep_entries, keep_bytes):
         """Begin to forget entries that the state machine surely has on disk, but for a tail for slow followers.
 
-        While a snapshot is on its way, what comes after it is kept, up to 16 times as much, or its receiver would need another.
+        While a snapshot is on its way, and until its receiver has caught up, what comes after it is kept, or it would need another, and
+        so on as long as clients write: up to 16 times as many bytes, however many entries these are.
         """
         index = min(durable_index, self.last_applied, self.saved_index)
-        sending = self._oldest_outgoing_index()
+        reserved_from = self._oldest_reserved_index()
         first_kept = self.log.tail_start(index, keep_entries, keep_bytes)
-        if sending is not None and sending < first_kept - 1:
-            first_kept = max(sending + 1, self.log.tail_start(index, 16 * keep_entries, 16 * keep_bytes))
+        if reserved_from is not None and reserved_from < first_kept - 1:
+            first_kept = min(first_kept, self.log.first_within(reserved_from + 1, 16 * keep_bytes))
         self._compact_to = max(self._compact_to, first_kept - 1)
 
-    def _oldest_outgoing_index(self):
+    def _oldest_reserved_index(self):
         if not self.is_leader:
             return None
         reserved = [progress.reserved_from for progress in self.role.progress.values()]

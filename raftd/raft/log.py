@@ -1,5 +1,7 @@
 """The part of the log that is not compacted, in memory. Knows the order of entries and nothing of roles, disks or peers."""
 
+ENTRY_BYTES = 160  # of memory, for an entry, without its command
+
 
 class Log:
     """Entries after ``snapshot_index``, which the state machine already stands for, up to ``last_index``.
@@ -121,6 +123,19 @@ class Log:
     def reset(self, index, term):
         """Start again after a snapshot that this log does not lead up to."""
         self.__init__(index, term)
+
+    def first_within(self, first, max_bytes):
+        """The smallest index, from *first* on, such that what comes from there on takes not more than so many bytes of memory.
+
+        It takes the longer, the more comes before it, which is to be forgotten.
+        """
+        first = max(first, self.first_index)
+        before = self._entries[:first - self.first_index]
+        size = self.size - sum(len(entry.command) for entry in before) + ENTRY_BYTES * (len(self._entries) - len(before))
+        while size > max_bytes:
+            size -= len(self._entries[first - self.first_index].command) + ENTRY_BYTES
+            first += 1
+        return first
 
     def tail_start(self, last, max_entries, max_bytes):
         """The smallest index such that the entries from there to *last* are within both limits."""

@@ -83,7 +83,8 @@ class Progress:
     sent_round, sent_commit   newest read round and commit_index it was told
     heartbeat_due   when it must hear from the leader again
     notice_due      when a new commit_index is worth a request of its own
-    reserved_from   where the snapshot that is made for it, or sent, stands, at the least; compaction leaves what comes after
+    reserved_from   compaction leaves what comes after: where the snapshot that is made for it, or sent, stands, at the least; then,
+                    until it has caught up, its match_index
     """
 
     next_index: int

@@ -127,4 +127,16 @@ LISTEN = (
         return super()._flush_some(do_close)
 """)],
         ["tests/test_lane.py::test_the_word_to_go_on_is_said_once"]),
+    Mutant(
+        "stops-when-its-time-to-answer-is-over",
+        "Of those who wait when it stops only so many are told as it has time for at once; the others hear nothing.",
+        "cost: found by a busy machine",
+        [Edit(LISTENER, "finish(math.inf if is_last else MOST_SECONDS_AT_ONCE)", "finish(MOST_SECONDS_AT_ONCE)")],
+        ["tests/test_lane.py::test_who_waits_when_the_server_stops_is_told_so"]),
+    Mutant(
+        "asks-whether-to-stop-once-it-has-answered",
+        "Whose write ends after it has answered and before it sees that it is to stop hears nothing.",
+        "found by reading",
+        [Edit(LISTENER, "        if is_last:\n", "        if self._stopping:\n")],
+        ["tests/test_lane.py::test_who_is_done_just_before_the_server_stops_is_told_so"]),
 )
