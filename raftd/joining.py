@@ -92,13 +92,13 @@ def _status(address):
 
 
 class Joiner:
-    """Asks *addresses*, and whomever they name as leader, to take ``name`` at ``address`` in.
+    """Asks *addresses*, and whomever they name as leader, to take the server *name* at *address*, with the files *id*, in.
 
     *stopping* is an Event that ends it early. ``may_be_in`` is False as long as certainly no leader has begun to take it in.
     """
 
-    def __init__(self, name, address, addresses, stopping):
-        self._name, self._body = name, {"name": name, "connectionString": f"http://{address}"}
+    def __init__(self, name, id, address, addresses, stopping):
+        self._name, self._id, self._body = name, id, {"name": name, "connectionString": f"http://{address}"}
         self._addresses, self._stopping = list(addresses), stopping
         self._problem = "nobody answered"
         self.may_be_in = False
@@ -174,12 +174,16 @@ class Joiner:
         return "failed"
 
     def withdraw(self):
-        """The join has failed: ask the cluster, which may have begun to take this node in, to forget it. True if it has."""
+        """The join has failed: ask the cluster, which may have begun to take this node in, to forget it. True if it has.
+
+        It forgets these files: their name may be that of another member, which is why the join was refused in the end.
+        """
         deadline = time.monotonic() + WITHDRAW_SECONDS
         for address in self._addresses:
             try:
                 found = _request("GET", f"http://{address}/leader", _until_deadline(deadline)).json()["address"]
-                answer = _request("DELETE", f"http://{found}/members/{self._name}?timeout={ANSWER_SECONDS:g}s", _until_deadline(deadline))
+                url = f"http://{found}/members/{self._name}?id={self._id}&timeout={ANSWER_SECONDS:g}s"
+                answer = _request("DELETE", url, _until_deadline(deadline))
                 if answer.ok or answer.headers.get("X-Raft-Error") == "not_found":
                     return True
             except _NO_ANSWER as error:

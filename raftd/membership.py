@@ -110,8 +110,9 @@ def _without_learner(configuration, newcomer):
     return configuration.without(newcomer.name) if known and known.id == newcomer.id and not known.voter else None
 
 
-def remove(node, name, deadline):
-    """Remove the member *name*; a leader that removes itself hands leadership over once that is committed (thesis 4.2.2).
+def remove(node, name, id, deadline):
+    """Remove the member *name*, if *id* is None or that of its files; a leader that removes itself hands leadership over once that is
+    committed (thesis 4.2.2).
 
     Raises NotFound, NotLeader, BadRequest for the last voter, and what ``Node.propose`` raises.
     """
@@ -120,6 +121,8 @@ def remove(node, name, deadline):
     def without(configuration):
         if name not in configuration.members:
             raise NotFound(f"no member is named {name}")
+        if id not in (None, configuration.members[name].id):
+            raise NotFound(f"{name} is a member with other files than those of {id}")
         if configuration.voters == [name]:
             raise BadRequest(f"{name} is the last voter")
         return configuration.without(name)

@@ -140,7 +140,7 @@ class Outgoing:
 class Node:
     """One running server. ``start`` it, ``propose`` and ``read``, ``stop`` it.
 
-    name, id      of this server: its identity in the cluster, and that of its files
+    name          of this server, in the cluster
     address       ``HOST:PORT`` under which peers and clients reach it
     on_failure    called with an exception, in a thread of its own, when the node cannot go on
     """
@@ -785,9 +785,9 @@ class Node:
         """Make the server *name* at *address* a member: see ``membership.join``."""
         membership.join(self, self._transport.identify, name, address, voter, time.monotonic() + timeout)
 
-    def remove(self, name, timeout=10.0):
-        """Remove the member *name*: see ``membership.remove``."""
-        membership.remove(self, name, time.monotonic() + timeout)
+    def remove(self, name, timeout=10.0, id=None):
+        """Remove the member *name*, with *id* only if that is the one of its files: see ``membership.remove``."""
+        membership.remove(self, name, id, time.monotonic() + timeout)
 
     def transfer_leadership(self, name=None, timeout=5.0):
         """Hand leadership to *name*, or to the voter that is most up to date; returns {"name", "address"} of the new leader."""

@@ -307,16 +307,20 @@ class Server:
             self._join()
         elif node.name in known and known[node.name].address != self._address:
             others = [member.address for member in known.values() if member.name != node.name]
-            joiner = Joiner(node.name, self._address, [*others, self._address], self._stopping)
+            joiner = self._joiner([*others, self._address])
             self._run("announcer", joiner.announce, node.cluster)
         elif node.name not in known:
             log.warning(NO_MEMBER)
         elif options.join:
             log.info("already a member of the cluster, -join is not needed")
 
+    def _joiner(self, addresses):
+        identity = self._node.identity()
+        return Joiner(identity["name"], identity["id"], self._address, addresses, self._stopping)
+
     def _join(self):
         """When a first join fails, the files go only if the cluster does not count this node, or forgets it."""
-        joiner = Joiner(self._node.name, self._address, self._options.join, self._stopping)
+        joiner = self._joiner(self._options.join)
         try:
             joiner.join()
         except StartupError as error:

@@ -17,7 +17,7 @@ from raftd.errors import StartupError
 from raftd.joining import Joiner
 from test_node import clients
 
-CLUSTER = "c1"
+CLUSTER, ID = "c1", "f00"
 SILENT = object()  # what a Straw answers when it does not
 
 
@@ -25,7 +25,7 @@ class Straw:
     """A member that answers as it is told: ``join``, ``leader``, ``delete`` are (status, code, retry) or SILENT; notes what is asked."""
 
     def __init__(self):
-        self.voters, self.cluster, self.asked = ["n1"], CLUSTER, []
+        self.voters, self.cluster, self.asked, self.queries = ["n1"], CLUSTER, [], []
         self.join = self.leader = self.delete = (200, None, None)
         self.leader_address, self.ending = None, threading.Event()
         straw = self
@@ -35,6 +35,7 @@ class Straw:
 
             def _answer(self, what):
                 straw.asked.append((self.command, self.path.partition("?")[0]))
+                straw.queries.append(self.path.partition("?")[2])
                 self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 if what is SILENT:
                     straw.ending.wait()
@@ -122,7 +123,7 @@ def hasty(impatient, monkeypatch):
 
 
 def joiner(*addresses, name="n9"):
-    return Joiner(name, "127.0.0.1:9", addresses, threading.Event())
+    return Joiner(name, ID, "127.0.0.1:9", addresses, threading.Event())
 
 
 def fails_to_join(asker):
@@ -200,7 +201,7 @@ def test_it_ends_soon_after_it_is_told_to_stop_though_nobody_answers(black_hole)
     stopping, ended = threading.Event(), {}
 
     def run(how, count):
-        asker = Joiner("n9", "127.0.0.1:9", black_hole[:count], stopping)
+        asker = Joiner("n9", ID, "127.0.0.1:9", black_hole[:count], stopping)
         try:
             asker.join() if how == "join" else asker.announce(CLUSTER)
         except StartupError:
@@ -243,7 +244,7 @@ def test_a_name_that_is_not_resolved_is_not_waited_for(resolver_that_hangs, stra
 @pytest.mark.parametrize("how", ["join", "announce"])
 def test_it_ends_soon_after_it_is_told_to_stop_though_no_name_is_resolved(resolver_that_hangs, how):
     stopping = threading.Event()
-    asker = Joiner("n9", "127.0.0.1:9", ["a.test:1", "b.test:1", "c.test:1"], stopping)
+    asker = Joiner("n9", ID, "127.0.0.1:9", ["a.test:1", "b.test:1", "c.test:1"], stopping)
     with clients(1) as pool:
         asked = pool.submit(asker.join) if how == "join" else pool.submit(asker.announce, CLUSTER)
         holds_for(0.5, lambda: not asked.done(), "it tries")
@@ -356,10 +357,16 @@ def test_a_join_is_taken_back_only_when_the_cluster_says_so(straw, nobody, impat
     assert straw.count("DELETE", "/members/n9") == 1
 
 
+def test_what_is_taken_back_is_the_join_of_these_files(straw, impatient):
+    """There may be a member of that name with others: who was refused for that must not remove it."""
+    assert joiner(straw.address).withdraw()
+    assert f"id={ID}&" in straw.queries[straw.asked.index(("DELETE", "/members/n9"))]
+
+
 def test_to_take_a_join_back_is_given_up_soon_though_nobody_answers(black_hole):
     """However many members are silent: raftd must be gone five seconds after SIGTERM."""
     began = time.monotonic()
-    assert not Joiner("n9", "127.0.0.1:9", black_hole, threading.Event()).withdraw()
+    assert not Joiner("n9", ID, "127.0.0.1:9", black_hole, threading.Event()).withdraw()
     assert time.monotonic() - began < len(black_hole) * joining.ANSWER_SECONDS - 1
 
 

@@ -76,8 +76,8 @@ class StubNode:
     def join(self, name, address, voter, timeout):
         self._called("join", name, address, voter, timeout)
 
-    def remove(self, name, timeout):
-        self._called("remove", name, timeout)
+    def remove(self, name, timeout, id):
+        self._called("remove", name, timeout, id)
 
     def transfer_leadership(self, name, timeout):
         self._called("transfer_leadership", name, timeout)
@@ -670,7 +670,9 @@ def test_join_on_a_follower_names_the_leader_or_leads_there(client, node):
 def test_remove_a_member(client, node):
     answer = client.delete("/members/n3?timeout=2s")
     assert (answer.status_code, answer.data) == (200, b"")
-    assert node.calls == [("remove", "n3", 2.0)]
+    assert client.delete(f"/members/n3?id={32 * 'a'}").status_code == 200
+    assert node.calls == [("remove", "n3", 2.0, None), ("remove", "n3", 30.0, 32 * "a")]
+    assert_error(client.delete("/members/n3?id=n3"), "bad_request", 400, "no")
 
 
 def test_members(client, node):

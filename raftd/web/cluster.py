@@ -35,7 +35,8 @@ def members():
 
 @blueprint.delete("/members/<name>")
 def remove(name):
-    current_node().remove(name, _how_to_change()["timeout"])
+    how = _how_to_change(id=None)
+    current_node().remove(name, how["timeout"], how["id"])
     return done_answer()
 
 
@@ -77,8 +78,8 @@ def readyz():
     raise (NoQuorum if node.leader() else NoLeader)(reason)
 
 
-def _how_to_change():
-    return query(timeout=CHANGE_TIMEOUT_SECONDS, redirect=False)
+def _how_to_change(**more):
+    return query(timeout=CHANGE_TIMEOUT_SECONDS, redirect=False, **more)
 
 
 def _name(asked):

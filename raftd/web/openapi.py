@@ -88,6 +88,7 @@ _PARAMETERS = {
     "index": _parameter("query", "index", _INDEX, "See wait."),
     "ttl": _parameter("query", "ttl", _DURATION, "The key expires after this time."),
     "touch": _parameter("query", "touch", _FLAG, "Leave the value as it is, and give the key another ttl."),
+    "id": _parameter("query", "id", {"type": "string", "pattern": "^[0-9a-f]{32}$"}, "Only the member that has the files with this id."),
     "prefix": _parameter("query", "prefix", _TEXT, "Of the keys."),
     "after": _parameter("query", "after", _TEXT, "The key after which the page begins."),
     "limit": _parameter("query", "limit", {"type": "integer", "minimum": 1, "maximum": MAX_ITEMS, "default": ITEMS}, "Keys on a page."),
@@ -192,7 +193,7 @@ _CHANGE = (307, 400, 404, 413, 500, 503, 504, 507)
 _CLUSTER = {
     "/join": {"post": _operation("join", "Make a server a member", ["timeout", "redirect"], _DONE, _CHANGE, _body("Newcomer"))},
     "/members": {"get": _operation("members", "Who belongs to the cluster", [], _json("Members", "All of them."), (400, 500, 503))},
-    "/members/{name}": {"delete": _operation("remove", "Remove a member", ["name", "timeout", "redirect"], _DONE, _CHANGE)},
+    "/members/{name}": {"delete": _operation("remove", "Remove a member", ["name", "id", "timeout", "redirect"], _DONE, _CHANGE)},
     "/leader": {
         "get": _operation("leader", "Who leads", [], _json("Server", "The leader."), (400, 500, 503)),
         "post": _operation("transfer", "Hand leadership to another voter", ["timeout", "redirect"], _json("Server", "Who leads now."),

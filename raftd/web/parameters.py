@@ -219,7 +219,13 @@ def _flag(name):
     return parse
 
 
-_PARSERS = {"level": _level, "wait": _wait, "since": str, "timeout": _timeout, "ttl": ttl, "limit": _limit,
+def _id(text):
+    if not re.fullmatch(r"[0-9a-f]{32}", text):
+        raise BadRequest(f"id is that of the files of a server, 32 of 0-9 a-f, not {shown(text)}")
+    return text
+
+
+_PARSERS = {"level": _level, "wait": _wait, "since": str, "timeout": _timeout, "ttl": ttl, "limit": _limit, "id": _id,
             **{name: _index(name) for name in ("min_index", "index")},
             **{name: _text(name) for name in ("prefix", "after")},
             **{name: _flag(name) for name in ("redirect", "keys_only", "all", "touch")}}

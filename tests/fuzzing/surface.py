@@ -90,7 +90,7 @@ class NotingNode:
     def join(self, name, address, voter, timeout):
         self._change()
 
-    def remove(self, name, timeout):
+    def remove(self, name, timeout, id):
         self._change()
 
     def transfer_leadership(self, name, timeout):

@@ -954,7 +954,13 @@ SNAPSHOTS = (
         "who-has-installed-is-left-alone",
         "Once a snapshot is installed, what its receiver lacks is kept for it no longer.",
         "found by reading",
-        [Edit(CORE, "            self._reserve_what_is_missing(progress)\n        else:\n", "            progress.reserved_from = None\n        else:\n")],
+        [Edit(CORE, """
+            self._reserve_what_is_missing(progress)
+        else:
+""", """
+            progress.reserved_from = None
+        else:
+""")],
         [COMPACTS + "test_compaction_keeps_what_is_missing_until_it_has_arrived"]),
     Mutant(
         "what-has-arrived-is-kept",

@@ -738,6 +738,18 @@ RUNTIME = (
         [Edit("joining.py", "return outcome.result(seconds)", "return outcome.result()")],
         [JOINING + "test_it_ends_soon_after_it_is_told_to_stop_though_no_name_is_resolved"]),
     Mutant(
+        "a-join-is-taken-back-by-name",
+        "Who gives his join up has the cluster forget his name, which may be that of a member: he was refused for it.",
+        "raftd: a review",
+        [Edit("joining.py", "?id={self._id}&timeout", "?timeout")],
+        [JOINING + "test_what_is_taken_back_is_the_join_of_these_files"]),
+    Mutant(
+        "any-files-are-removed",
+        "A member is removed also when others than its files are meant.",
+        "raftd: a review",
+        [Edit("membership.py", "if id not in (None, configuration.members[name].id):", "if False:")],
+        ["tests/test_membership.py::test_a_name_is_removed_only_with_the_files_that_are_meant"]),
+    Mutant(
         "stopped-join-goes-on",
         "Who is told to stop while it asks one member goes on to the leader that this one names.",
         "raftd: a review",
