@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from http.client import HTTPConnection, HTTPException
 
-from cluster import Client, inside
+from cluster import Client, inside, wait_until
 
 CAREFUL_PREFIX = "careful-"  # of all their keys
 COUNTERS, ACCOUNTS, MONEY = 3, 2, 1000
@@ -23,6 +23,7 @@ ANSWER_SECONDS = 1.5  # so long a request waits before it is sent again, elsewhe
 STREAM_SECONDS = 4.0  # so long a stream is followed before another is begun at another server
 TTL_SECONDS = 2.0
 END_SECONDS = 60.0  # after peace, for what is under way
+VERDICT_SECONDS = 20.0  # then, for each thing that is looked at
 
 
 class Careful:
@@ -194,7 +195,9 @@ class Careful:
         node, client = self._nodes()[0], None
         try:
             client = Client(node.address, node.namespace)
-            items = json.loads(client.call("GET", f"/db/?prefix={self._key('')}").body)["items"]
+            path = f"/db/?prefix={self._key('')}"
+            listed = wait_until(lambda: (answer := client.call("GET", path)).status == 200 and answer, "the keys are listed", VERDICT_SECONDS)
+            items = json.loads(listed.body)["items"]
         finally:
             client.close()
         found = {item["key"]: item for item in items}
@@ -208,11 +211,18 @@ class Careful:
             self._violated(f"{money} is left of {ACCOUNTS * MONEY}")
         self._judge_histories(max(self._etags, default=0))
 
+    def _history_at(self, node, last):
+        """All that *node* tells, up to the entry *last* at least. A busy server may be silent for a while, which ends a stream."""
+        seen, deadline = [], time.monotonic() + VERDICT_SECONDS
+        while not (seen and float(seen[-1][0]) >= last) and time.monotonic() < deadline:
+            self._follow(node, seen[-1][0] if seen else str(self._since), seen, deadline, lambda: seen and float(seen[-1][0]) >= last)
+            time.sleep(0.05)
+        return seen
+
     def _judge_histories(self, last):
         whole = []
         for node in self._nodes():
-            seen = []
-            self._follow(node, str(self._since), seen, time.monotonic() + 20, lambda seen=seen: seen and float(seen[-1][0]) >= last)
+            seen = self._history_at(node, last)
             upto = [event for event in seen if float(event[0]) <= last]
             if whole and upto != whole:
                 self._violated(f"{node.name} tells another history than the server before it")
