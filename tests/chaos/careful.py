@@ -196,7 +196,7 @@ class Careful:
         try:
             client = Client(node.address, node.namespace)
             path = f"/db/?prefix={self._key('')}"
-            listed = wait_until(lambda: (answer := client.call("GET", path)).status == 200 and answer, "the keys are listed", VERDICT_SECONDS)
+            listed = wait_until(lambda: (answer := client.call("GET", path)).status == 200 and answer, "a list", VERDICT_SECONDS)
             items = json.loads(listed.body)["items"]
         finally:
             client.close()
