@@ -59,6 +59,7 @@ PAGE_ITEMS = 1000
 LEVELS = "linearizable", "leader", "stale"
 LEAST_LOCK_SECONDS = 0.1
 LOCK_WAIT_SECONDS = 30.0  # of one long poll
+TAKE_BACK_SECONDS = 2.0  # for each of two requests, when a signal ends who waits for a lock
 
 _ERRORS: dict[str, type[RaftdError]] = {RaftdError.code: RaftdError, **{error.code: error for error in RaftdError.__subclasses__()}}
 _Default = TypeVar("_Default")
@@ -911,20 +912,14 @@ class Lock:
         if self.is_held:
             raise RuntimeError(f"the lock {self.name!r} is held already")
         end = math.inf if self._wait is None else time.monotonic() + self._wait
-        while True:
-            sent = time.monotonic()
+        while not self.is_held:
+            request_id = uuid4().hex
             try:
-                token = self._client.set(self.name, self._value, ttl=self.ttl, if_absent=True)
-            except PreconditionFailed as error:
-                self._wait_for(int(str(error.etag).strip('"')), end)
-                continue
-            hold = _Hold(token, sent + self.ttl)
-            if hold.lasts:
-                self._hold = hold
-                threading.Thread(target=self._renew, args=[hold], name=f"lock-{self.name}", daemon=True).start()
-                return self
-            self._give_back(hold)  # the answer came so late that it may be another's by now
-            time.sleep(self.ttl)  # the servers are slow enough
+                self._acquire_or_wait(request_id, end)
+            except (KeyboardInterrupt, SystemExit):  # of a signal, perhaps just when the lock was given to this one
+                self._take_back(request_id)
+                raise
+        return self
 
     def release(self) -> None:
         """Let others have it. Nothing happens when it is not held, or was lost. Raises what ``Client.delete`` raises."""
@@ -932,7 +927,32 @@ class Lock:
         lasts = hold.lasts
         hold.released.set()
         if lasts:
-            self._give_back(hold)
+            self._give_back(self._client, hold)
+
+    def _acquire_or_wait(self, request_id: str, end: float) -> None:
+        sent = time.monotonic()
+        try:
+            token = self._ask_for_it(self._client, request_id)
+        except PreconditionFailed as error:
+            self._wait_for(int(str(error.etag).strip('"')), end)
+            return
+        hold = _Hold(token, sent + self.ttl)
+        if hold.lasts:
+            self._hold = hold
+            threading.Thread(target=self._renew, args=[hold], name=f"lock-{self.name}", daemon=True).start()
+        else:
+            self._give_back(self._client, hold)  # the answer came so late that it may be another's by now
+            time.sleep(self.ttl)  # the servers are slow enough
+
+    def _ask_for_it(self, client: Client, request_id: str) -> int:
+        return client.set(self.name, self._value, ttl=self.ttl, if_absent=True, request_id=request_id)
+
+    def _take_back(self, request_id: str) -> None:
+        """Whether it was acquired by that request, the same request says."""
+        self._hold.released.set()
+        client = self._client.within(TAKE_BACK_SECONDS)
+        with suppress(RaftdError):
+            self._give_back(client, _Hold(self._ask_for_it(client, request_id), -math.inf))
 
     def _wait_for(self, index: int, end: float) -> None:
         """Until the key changes that entry *index* wrote, or for a while; raises LockHeld after *end*."""
@@ -946,9 +966,9 @@ class Lock:
             raise RuntimeError(f"the lock {self.name!r} was never acquired")
         return f"{quote(self.name, safe='')}={hold.token}"
 
-    def _give_back(self, hold: _Hold) -> None:
+    def _give_back(self, client: Client, hold: _Hold) -> None:
         with suppress(PreconditionFailed):  # it was lost
-            self._client.delete(self.name, fence=self._fence_of(hold))
+            client.delete(self.name, fence=self._fence_of(hold))
 
     def _renew(self, hold: _Hold) -> None:
         """Until it is released, or lost: refused, or not answered in time."""

@@ -95,6 +95,16 @@ CLIENTS = (
         [Edit(CLIENT, "            if hold.lasts:  # else it is too late", "            if True:  # else it is too late")],
         [TESTS + "test_a_renewal_that_is_answered_too_late_does_not_bring_a_lock_back"]),
     Mutant(
+        "lock-left-by-a-signal",
+        "Who is ended just when he acquires a lock leaves it held until its time is over.", LOCKS,
+        [Edit("client.py", "                self._take_back(request_id)\n", "")],
+        [TESTS + "test_who_is_ended_by_a_signal_while_he_acquires_a_lock_does_not_leave_it_held[when it was acquired-SystemExit]"]),
+    Mutant(
+        "lock-taken-back-by-another-request",
+        "What takes a lock back asks for it with a key of its own, and is told that another holds it.", LOCKS,
+        [Edit("client.py", "self._ask_for_it(client, request_id)", "self._ask_for_it(client, uuid4().hex)")],
+        [TESTS + "test_who_is_ended_by_a_signal_while_he_acquires_a_lock_does_not_leave_it_held[when it was acquired-SystemExit]"]),
+    Mutant(
         "lock-held-by-two",
         "A lock whose time was over when the answer came is taken for held.", LOCKS,
         [Edit(CLIENT, "            if hold.lasts:\n                self._hold", "            if True:\n                self._hold")],
