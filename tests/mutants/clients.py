@@ -97,22 +97,23 @@ CLIENTS = (
     Mutant(
         "lock-left-by-a-signal",
         "Who is ended just when he acquires a lock leaves it held until its time is over.", LOCKS,
-        [Edit("client.py", "                self._take_back(request_id)\n", "")],
+        [Edit(CLIENT, "                self._take_back(request_id)\n", "")],
         [TESTS + "test_who_is_ended_by_a_signal_while_he_acquires_a_lock_does_not_leave_it_held[when it was acquired-SystemExit]"]),
     Mutant(
         "lock-taken-back-by-another-request",
         "What takes a lock back asks for it with a key of its own, and is told that another holds it.", LOCKS,
-        [Edit("client.py", "self._ask_for_it(client, request_id)", "self._ask_for_it(client, uuid4().hex)")],
+        [Edit(CLIENT, "self._ask_for_it(client, request_id)", "self._ask_for_it(client, uuid4().hex)")],
         [TESTS + "test_who_is_ended_by_a_signal_while_he_acquires_a_lock_does_not_leave_it_held[when it was acquired-SystemExit]"]),
     Mutant(
         "lock-held-by-two",
         "A lock whose time was over when the answer came is taken for held.", LOCKS,
-        [Edit(CLIENT, "            if hold.lasts:\n                self._hold", "            if True:\n                self._hold")],
+        [Edit(CLIENT, "        while not self.is_held:\n", "        while self._hold.token is None:\n"),
+         Edit(CLIENT, "        if hold.lasts:\n            self._hold", "        if True:\n            self._hold")],
         [TESTS + "test_a_lock_whose_answer_comes_too_late_is_given_back_and_made_again"]),
     Mutant(
         "lock-of-another-released",
         "Who has lost a lock, and releases it, deletes that of the next holder.", LOCKS,
-        [Edit(CLIENT, "self._client.delete(self.name, fence=self._fence_of(hold))", "self._client.delete(self.name)")],
+        [Edit(CLIENT, "client.delete(self.name, fence=self._fence_of(hold))", "client.delete(self.name)")],
         [TESTS + "test_a_lock_is_a_key_with_a_token"]),
     Mutant(
         "lock-shorter-than-an-answer",
