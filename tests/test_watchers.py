@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from contextlib import closing
+from functools import partial
 
 import pytest
 
@@ -206,7 +207,7 @@ def test_who_takes_nothing_is_dropped_with_an_event_that_says_so(store, watchers
         apply(store, Set("a", b"x" * (256 << 10)))
         quick.hear(number + 1)
     monkeypatch.setattr(module, "STALL_SECONDS", 0.3)
-    eventually(lambda: [watcher for watcher in watchers._watching.values() if watcher.last_words])
+    eventually(lambda: [watcher for watcher in list(watchers._watching.values()) if watcher.last_words])
     slow.hear_until(lambda: slow.ended)
     *told, (id, kind, data) = slow.events
     assert (id, kind) == (None, "dropped") and "too slow" in data["reason"]
@@ -232,9 +233,9 @@ def test_what_is_pending_for_all_is_bounded(store, watchers, monkeypatch):
     clients = [Client(watchers, store=store, prefix=prefix) for prefix in ("a", "ab", "abc", "abcd")]  # each is told something else
     for number in range(24):
         apply(store, *(Set("abcd"[:more] + str(number), b"x" * (256 << 10)) for more in range(1, 5)))
-    eventually(lambda: 2 <= sum(watcher.last_words is not None for watcher in watchers._watching.values()))
+    eventually(lambda: 2 <= sum(watcher.last_words is not None for watcher in list(watchers._watching.values())))
     time.sleep(1.5)  # it looks again, and has nothing to do
-    assert sum(watcher.last_words is None for watcher in watchers._watching.values()) >= 1, "who is dropped counts no more"
+    assert sum(watcher.last_words is None for watcher in list(watchers._watching.values())) >= 1, "who is dropped counts no more"
     for client in clients:
         client.close()
 
@@ -243,10 +244,11 @@ def test_what_many_are_told_alike_counts_once(store, watchers, monkeypatch):
     monkeypatch.setattr(module, "MAX_PENDING_BYTES", 4 << 20)
     monkeypatch.setattr(module, "STALL_SECONDS", 1000)
     clients = [Client(watchers, store=store) for _ in range(30)]
+    eventually(lambda: len(watchers._up_to_date.all()) == 30)
     apply(store, Set("a", b"x" * (1 << 20)))
-    eventually(lambda: sum(bool(watcher.pending) for watcher in watchers._watching.values()) == 30)
+    eventually(lambda: sum(bool(watcher.pending) for watcher in list(watchers._watching.values())) == 30)
     time.sleep(1.5)  # it has looked at all
-    assert all(watcher.last_words is None for watcher in watchers._watching.values())
+    assert all(watcher.last_words is None for watcher in list(watchers._watching.values()))
     for client in clients:
         client.close()
 
@@ -255,7 +257,7 @@ def test_what_was_told_is_not_kept(store, watchers):
     client = Client(watchers, store=store)
     apply(store, Set("a", b"x" * 100_000))
     client.hear(1)
-    eventually(lambda: [len(watcher.pending.obj) for watcher in watchers._watching.values()] == [0])
+    eventually(lambda: [len(watcher.pending.obj) for watcher in list(watchers._watching.values())] == [0])
     client.close()
 
 
@@ -315,8 +317,9 @@ def test_who_is_slow_makes_no_work(store, watchers, monkeypatch):
 
 
 def test_what_has_changed_is_read_once_for_all_who_are_up_to_date(store, watchers, monkeypatch):
+    monkeypatch.setattr(module, "AT_WORK_SECONDS", 1000)
     clients = [Client(watchers, store=store, prefix=prefix) for prefix in ("", "a", "b") for _ in range(20)]
-    eventually(lambda: len(watchers._watching) == 60)
+    eventually(lambda: len(watchers._up_to_date.all()) == 60)
     reads, read = [], store.read
     monkeypatch.setattr(store, "read", lambda query: reads.append(query) or read(query))
     apply(store, Set("a", b"1"), Set("b", b"1"))
@@ -351,9 +354,10 @@ def test_who_watches_other_keys_makes_no_work(store, watchers, monkeypatch):
 def test_who_was_up_to_date_is_told_the_rest_and_nothing_twice(store, watchers):
     """What does not concern him moves his place, too, and what he has not taken yet is no reason to begin again."""
     quiet = Client(watchers, store=store, prefix="quiet")
+    eventually(watchers._up_to_date.all)
+    [watcher] = watchers._up_to_date.all()
     apply(store, Set("a", b"1"))
     eventually(lambda: watchers._told == 1_000_000)
-    [watcher] = watchers._watching.values()
     large = [Set(f"quiet{number}", bytes([65 + number]) * (1 << 20)) for number in range(4)]
     apply(store, *large)
     eventually(lambda: watcher.pending and watcher.position > 1_000_000)
@@ -392,8 +396,8 @@ def test_it_rests_four_times_as_long_as_it_works(store, watchers, monkeypatch):
         apply(store, Set("a", b"%d" % number))
         time.sleep(0.02)
     client.hear(40)
-    rests = [(begins - ended) / (ended - began) for (began, ended), (begins, _) in zip(told, told[1:], strict=False)]
-    assert rests and min(rests) > 3.5, rests
+    rests = [(begins - ended, ended - began) for (began, ended), (begins, _) in zip(told, told[1:], strict=False)]
+    assert rests and all(rest > 0.99 * min(4 * worked, module.MOST_REST_SECONDS) for rest, worked in rests), rests
 
 
 def test_it_does_not_rest_while_who_has_kept_up_might_lose_the_history(store, watchers, monkeypatch):
@@ -412,7 +416,7 @@ def test_it_does_not_rest_while_who_has_kept_up_might_lose_the_history(store, wa
     late.hear(1)
     while time.monotonic() - began < 4 * module.MOST_REST_SECONDS:
         late.hear(len(late.events) + 1)
-    assert len(late.events) <= 100
+    assert len(late.events) <= 10 * ((time.monotonic() - began) / module.MOST_REST_SECONDS + 5), "ten, and a rest"
     client.close()
     late.close()
 
@@ -634,6 +638,10 @@ def test_when_the_history_jumps_nobody_is_told_that_nothing_has_happened(store, 
     assert waiting.is_done()
 
 
+def has_heard_the_last(stream):
+    return b'"now"' in stream.heard and stream.heard.endswith(b"\n\n")
+
+
 def test_those_behind_are_told_in_turn_and_others_meanwhile(store, watchers, monkeypatch):
     monkeypatch.setattr(module, "AT_WORK_SECONDS", 0.0)  # one of them at a time
     apply(store, *(Set(f"k{number}", b"x" * 100) for number in range(5000)))
@@ -642,13 +650,16 @@ def test_those_behind_are_told_in_turn_and_others_meanwhile(store, watchers, mon
     def noted(watcher, known):
         turns.append(watcher.stream.position)
         catch_up(watcher, known)
+    tell = watchers._tell
     monkeypatch.setattr(watchers, "_catch_up", noted)
+    monkeypatch.setattr(watchers, "_tell", lambda: len(watchers._watching) == 6 and tell())
     ahead, behind = Client(watchers, store=store, prefix="now"), [Client(watchers, since=number) for number in range(5)]
     for stream in behind:
-        threading.Thread(target=stream.hear_until, args=[lambda stream=stream: b'"now"' in stream.heard], daemon=True).start()
+        threading.Thread(target=stream.hear_until, args=[partial(has_heard_the_last, stream)], daemon=True).start()
+    eventually(lambda: len(watchers._watching) == 6)
     apply(store, Set("now", b"1"))
     assert ahead.hear(1)
-    eventually(lambda: all(b'"now"' in stream.heard for stream in behind))
+    eventually(lambda: all(map(has_heard_the_last, behind)))
     assert all(len(stream.events) == 5001 for stream in behind)
     assert max(turns.index(position) for position in set(turns)) < 12 < 20 < len(turns), "somebody had to wait for all others"
 
