@@ -12,7 +12,7 @@ from schemathesis.checks import load_all_checks
 from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance, status_code_conformance
 from test_web import StubNode
 
-from cluster import Cluster
+from cluster import Cluster, wait_until
 from raftd import errors, web
 from raftd.web.openapi import document
 
@@ -91,7 +91,7 @@ def test_a_live_cluster_answers_as_it_says(tmp_path):
                 few = operation.path == "/join" or number > 0  # whoever is to join is dialled, which takes seconds
                 url = f"http://{server().address}"  # leadership moves, if it is asked to
                 _attack(operation, url, counts, examples=4 if few else 12, seed=number)
-        assert all(server.ready for server in cluster.servers)
+        wait_until(lambda: all(server.ready for server in cluster.servers), "all are ready")
     assert {label for label, _ in counts} == {f"{method.upper()} {path}" for path, method, _ in OPERATIONS
                                                   if path not in ("/watch", "/openapi.json")}
     done = {label for label, status in counts if status == 200}

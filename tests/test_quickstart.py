@@ -76,13 +76,14 @@ def running(data, *args):
 def test_cluster_runs_loses_a_node_stops_and_starts_again(tmp_path):
     first, data = three_free_ports(), tmp_path / "data"
     with running(data, "--port", str(first)) as (process, output):
+        ports = range(first, first + 3)
         leader = leader_port(output())
-        assert ask(leader, "POST", "/db/foo", b"bar") == (200, b"")
-        assert [ask(port, "GET", "/db/foo") for port in range(first, first + 3)] == [(200, b"bar")] * 3
+        wait_until(lambda: any(ask(port, "POST", "/db/foo", b"bar") == (200, b"") for port in ports), "a write")
+        wait_until(lambda: [ask(port, "GET", "/db/foo") for port in ports] == [(200, b"bar")] * 3, "all have it")
 
         os.kill(leader_pid(output()), signal.SIGKILL)
         wait_until(lambda: "has ended: signal 9 (SIGKILL)" in output(), "the lost node is reported")
-        others = [port for port in range(first, first + 3) if port != leader]
+        others = [port for port in ports if port != leader]
         wait_until(lambda: any(ask(port, "POST", "/db/foo", b"two")[0] == 200 for port in others), "another leader")
 
         process.send_signal(signal.SIGINT)
@@ -90,7 +91,7 @@ def test_cluster_runs_loses_a_node_stops_and_starts_again(tmp_path):
         assert [ask(port, "GET", "/livez")[0] for port in others] == [None, None]
 
     with running(data) as (process, output):  # the ports are noted with the data
-        assert ask(leader_port(output()), "GET", "/db/foo") == (200, b"two")
+        wait_until(lambda: ask(leader_port(output()), "GET", "/db/foo") == (200, b"two"), "it has kept it")
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0, output()
 
