@@ -127,8 +127,8 @@ def port(node):
 class Wire:
     """A connection on which bytes are sent, and answers read, one after the other."""
 
-    def __init__(self, port, seconds=5):
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=seconds)
+    def __init__(self, port):
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=20)
         self._file = self.socket.makefile("rb")
 
     def __enter__(self):
@@ -158,8 +158,8 @@ def request(method, path, body=None, more=""):
     return f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n{length}{more}\r\n".encode() + (body or b"")
 
 
-def asked(port, method, path, body=None, more="", seconds=5):
-    with Wire(port, seconds) as wire:
+def asked(port, method, path, body=None, more=""):
+    with Wire(port) as wire:
         wire.send(request(method, path, body, more))
         return wire.answer(method)
 
@@ -959,14 +959,14 @@ def test_a_client_that_does_not_read_its_answers_holds_nobody_up(node, port):
         deaf.send(*(200 * [request("GET", "/db/a")]))
         wait_until(lambda: node.calls, "it is being answered")
         for _ in range(5):
-            assert status_of(asked(port, "GET", "/livez", seconds=3)) == 200
-            node_answer = asked(port, "GET", "/db/a?level=stale", seconds=3)
+            assert status_of(asked(port, "GET", "/livez")) == 200
+            node_answer = asked(port, "GET", "/db/a?level=stale")
             assert status_of(node_answer) == 200
 
 
 def test_all_answers_arrive_at_a_client_that_reads_late(node, port):
     node.found = Found(b"x" * 100_000, 41, 1040)
-    with Wire(port, 10) as wire:
+    with Wire(port) as wire:
         wire.send(*(100 * [request("GET", "/db/a")]))
         wait_until(lambda: len(node.calls) > 10, "it is being answered")
         assert {len(wire.answer()[2]) for _ in range(100)} == {100_000}
@@ -977,13 +977,13 @@ def test_a_fault_of_ours_in_one_answer_does_not_end_the_lane(node, port):
     def fail(*_, **__):
         raise RuntimeError("a fault")
     node.read, good = fail, node.read
-    with Wire(port, 2) as wire:
+    with Wire(port) as wire:
         wire.send(request("GET", "/db/a"))
         wait_until(lambda: ("submit_read", False) in node.calls, "it is taken")
         holds_for(0.2, lambda: True, "it fails")
     node.read = good
-    assert status_of(asked(port, "GET", "/db/a", seconds=2)) == 200
-    assert status_of(asked(port, "POST", "/db/a", b"x", seconds=2)) == 200
+    assert status_of(asked(port, "GET", "/db/a")) == 200
+    assert status_of(asked(port, "POST", "/db/a", b"x")) == 200
 
 
 def test_who_waits_when_the_server_stops_is_told_so(monkeypatch):
@@ -1127,6 +1127,7 @@ def _transactions(port, how):
         yield without_date((status, lines, re.sub(rb'"(index|created_index)": \d+', rb'"\1"', body)))
 
 
+@pytest.mark.cluster
 def test_answers_that_are_sent_hold_no_memory(tmp_path):
     """A connection that is kept open keeps the bytes of no answer that it has sent."""
     with Cluster(tmp_path, size=1) as cluster:
