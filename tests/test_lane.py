@@ -127,8 +127,8 @@ def port(node):
 class Wire:
     """A connection on which bytes are sent, and answers read, one after the other."""
 
-    def __init__(self, port):
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=20)
+    def __init__(self, port, seconds=20):
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=seconds)
         self._file = self.socket.makefile("rb")
 
     def __enter__(self):
