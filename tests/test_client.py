@@ -8,13 +8,14 @@ import threading
 import time
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from itertools import count
+from itertools import chain, count, repeat
+from types import SimpleNamespace
 from typing import NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
-from cluster import nobody, wait_until
+from cluster import in_threads, nobody, wait_until
 from raftd import client as module
 from raftd.client import Client, Entry, Event, LockHeld, Unreachable
 from raftd.errors import (
@@ -132,6 +133,33 @@ def first_asked(monkeypatch):
     monkeypatch.setattr(random, "randrange", lambda count: 0)
 
 
+@pytest.fixture
+def clock(monkeypatch):
+    """The client's own: it stands still at ``now`` until a test moves it."""
+    clock = SimpleNamespace(now=1000.0, sleep=time.sleep)
+    clock.monotonic = lambda: clock.now
+    monkeypatch.setattr(module, "time", clock)
+    return clock
+
+
+@pytest.fixture
+def attempts(monkeypatch):
+    """``attempts(3)``: those that a call has, whatever its time; the rest after the last of them would be longer than that."""
+    def only(number):
+        rests = chain(repeat(0.0, number - 1), repeat(1e9))
+        monkeypatch.setattr(random, "uniform", lambda low, high: next(rests))
+    return only
+
+
+@pytest.fixture
+def patient_after_the_first(monkeypatch):
+    """Who is asked after the first failure has all the time, also if it was not asked before; the first one has *seconds*."""
+    def first_has(seconds):
+        monkeypatch.setattr(module, "FIRST_SECONDS", seconds)
+        monkeypatch.setattr(random, "uniform", lambda low, high: monkeypatch.setattr(module, "FIRST_SECONDS", 20.0) or 0.0)
+    return first_has
+
+
 def failure(code, retry, status=503, text="it says why", **headers):
     return status, {"X-Raft-Error": code, "X-Raft-Retry": retry, **{name.replace("_", "-"): value for name, value in headers.items()}}, \
         f"{text}\n".encode()
@@ -185,12 +213,12 @@ def test_a_plain_read_has_no_parameters(fake, client):
     assert {asked.target for asked in fake.asked} == {"/db/a"}
 
 
-def test_reads_say_level_min_index_and_a_short_timeout(fake, client):
+def test_reads_say_level_min_index_and_a_short_timeout(fake, client, clock):
     client.get("a", level="stale", min_index=12)
     Client(fake.address, level="leader", timeout=2.0).get("a")
     first, second = fake.asked
     assert first.query == {"level": "stale", "min_index": "12"}
-    assert second.query["level"] == "leader" and 1000 < int(second.query["timeout"].removesuffix("ms")) <= 2000
+    assert second.query == {"level": "leader", "timeout": "2000ms"}
 
 
 def test_a_key_that_is_not_there(fake, client):
@@ -217,12 +245,10 @@ def test_a_key_that_is_not_there(fake, client):
     (lambda client: client.set("a", b"1", fence="l=4", request_id="r"), "POST", {},
      {"X-Raft-Fence": "l=4", "Idempotency-Key": "r"}, b"1"),
 ])
-def test_what_a_write_says(fake, client, write, method, query, headers, body):
+def test_what_a_write_says(fake, client, clock, write, method, query, headers, body):
     assert write(client) in (7, True)
     (asked,) = fake.asked
-    timeout = int(asked.query["timeout"].removesuffix("ms"))
-    assert (asked.method, asked.body, {**query, "timeout": f"{timeout}ms"}) == (method, body, asked.query)
-    assert 6000 < timeout <= 8000
+    assert (asked.method, asked.body, asked.query) == (method, body, {**query, "timeout": "8000ms"})
     assert {name: asked.headers.get(name) for name in headers} == headers
     for name in {"If-Match", "If-None-Match", "X-Raft-Fence"} - headers.keys():
         assert name not in asked.headers
@@ -302,13 +328,13 @@ def test_proxies_of_the_environment_are_not_asked(fake, client, monkeypatch):
 
 def test_each_thread_has_a_connection_of_its_own_and_close_ends_all(fake, client):
     client.get("a")
-    threads = [threading.Thread(target=client.get, args=["a"]) for _ in range(2)]
-    sessions = set()
+    looked = threading.Event()
+    fake.answer = lambda asked: (looked.wait(20), (200, ETAG, b""))[1]
+    threads = in_threads(client.get, ["a", "a"])
+    wait_until(lambda: len(client._shared.sessions) == 3, "each thread to have one")
+    looked.set()
     for thread in threads:
-        thread.start()
-        sessions |= {id(session) for session in client._shared.sessions}
-        thread.join()
-    assert len(sessions) >= 2
+        thread.join(20)
     wait_until(lambda: len(client._shared.sessions) == 1, "the sessions of threads that have ended to be gone")
     closed = []
     for session in client._shared.sessions:
@@ -317,22 +343,26 @@ def test_each_thread_has_a_connection_of_its_own_and_close_ends_all(fake, client
     assert closed == [True]
 
 
-def test_a_call_may_have_a_time_of_its_own(fakes):
+def test_a_call_may_have_a_time_of_its_own(fakes, clock, monkeypatch):
     """And finds the connection, and who leads, as the client knows it; what it learns the client knows."""
     leader = fakes(lambda asked: (200, {**ETAG, "X-Raft-Leader": f"http://{leader.address}"}, b""))
     other = fakes(lambda asked: not_leader(leader.address))
-    with Client(other.address, timeout=30.0) as client:
+    monkeypatch.setattr(module, "FIRST_SECONDS", 100.0)
+    with Client(other.address, timeout=300.0) as client:
         for _ in range(3):
-            client.within(0.5).set("a", b"")
+            client.within(20).set("a", b"")
         client.set("a", b"")
         times = [int(asked.query["timeout"].removesuffix("ms")) for asked in leader.asked]
-        assert len(times) == 4 and max(times[:3]) <= 500 and times[3] == 2000
+        assert len(times) == 4 and max(times[:3]) <= 20_000 and times[3] == 60_000
         assert len(other.asked) == 1 and len(client._shared.sessions) == 1
-        other.answer = leader.answer = lambda asked: failure("no_leader", "safe")
-        began = time.monotonic()
+
+        def no_leader(asked):
+            clock.now += 15
+            return failure("no_leader", "safe")
+        other.answer = leader.answer = no_leader
         with pytest.raises(NoLeader):
-            client.within(0.3).get("a")
-        assert time.monotonic() - began < 20
+            client.within(20).get("a")
+        assert len(leader.asked) + len(other.asked) == 4 + 1 + 2
 
 
 @pytest.mark.parametrize("call", [
@@ -392,10 +422,11 @@ def test_a_condition_that_failed_tells_the_current_version(fake, client):
     assert caught.value.etag is None and len(fake.asked) == 2
 
 
-def test_what_is_no_raftd_is_not_believed(fakes):
+def test_what_is_no_raftd_is_not_believed(fakes, attempts):
+    attempts(1)
     strange = fakes(lambda asked: (200, {"X-Raft-Node": None}, b"<html>"))
     with pytest.raises(RaftdError, match="does not seem to be raftd"):
-        Client(strange.address, timeout=0.2).get("a")
+        Client(strange.address).get("a")
     newer = fakes(lambda asked: failure("from_the_future", "no", 418))
     with pytest.raises(RaftdError, match="it says why") as caught:
         Client(newer.address).get("a")
@@ -490,18 +521,22 @@ def test_a_leader_that_is_no_endpoint_has_its_turn_too(fakes):
     assert asked == ["leader:1", "follower:1"] * 2
 
 
-def test_two_that_name_each_other_are_not_asked_without_rest(fakes):
+def test_two_that_name_each_other_are_not_asked_without_rest(fakes, attempts):
     one, two = fakes(), fakes()
-    one.answer, two.answer = (lambda asked: not_leader(two.address)), (lambda asked: not_leader(one.address))
+
+    def naming(other):
+        return lambda asked: not_leader(other.address) if len(one.asked) + len(two.asked) < 40 else failure("bad_request", "no", 400)
+    one.answer, two.answer = naming(two), naming(one)
+    attempts(4)
     with pytest.raises(NotLeader):
-        Client([one.address, two.address], timeout=0.5).set("a", b"")
-    assert len(one.asked) + len(two.asked) < 40
+        Client([one.address, two.address], timeout=60).set("a", b"")
 
 
-def test_when_nobody_leads_it_says_so(fake):
+def test_when_nobody_leads_it_says_so(fake, attempts):
+    attempts(2)
     fake.answer = lambda asked: failure("not_leader", "safe")
     with pytest.raises(NoLeader) as caught:
-        Client(fake.address, timeout=0.3).set("a", b"")
+        Client(fake.address).set("a", b"")
     assert str(caught.value) == "no server that answers knows a leader" and caught.value.retry == "safe"
 
 
@@ -514,78 +549,85 @@ def test_rests_double_up_to_half_a_second(monkeypatch):
     assert rests == [0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.5, 0.5, 0.5]
 
 
-def test_a_call_ends_at_its_deadline_with_what_was_last_said(fake):
-    fake.answer = lambda asked: failure("overloaded", "safe", text="too much")
-    began = time.monotonic()
-    with pytest.raises(Overloaded, match="too much") as caught:
-        Client(fake.address, timeout=0.4).set("a", b"")
-    assert 0.1 < time.monotonic() - began < 5 and caught.value.retry == "safe"
-    assert len(fake.asked) > 3
+def test_a_call_ends_at_its_deadline_with_what_was_last_said(fake, clock):
+    def answer(asked):
+        clock.now += 5
+        return failure("overloaded", "safe" if len(fake.asked) < 6 else "no", text=f"too much for {len(fake.asked)}")
+    fake.answer = answer
+    with pytest.raises(Overloaded, match="too much for 4") as caught:
+        Client(fake.address, timeout=20).set("a", b"")
+    assert caught.value.retry == "safe"
 
 
-def test_what_a_server_said_tells_more_than_that_another_is_gone(fake):
+@pytest.mark.parametrize("first", [0, 1])
+def test_what_a_server_said_tells_more_than_that_another_is_gone(fake, attempts, monkeypatch, first):
     fake.answer = lambda asked: failure("overloaded", "safe")
-    for _ in range(5):
-        with pytest.raises(Overloaded):
-            Client([fake.address, nobody()], timeout=0.1).set("a", b"")
+    monkeypatch.setattr(random, "randrange", lambda count: first)
+    attempts(4)
+    with pytest.raises(Overloaded):
+        Client([fake.address, nobody()]).set("a", b"")
 
 
-def test_it_is_not_certain_that_nothing_was_done_if_one_attempt_may_have(fake):
+def test_it_is_not_certain_that_nothing_was_done_if_one_attempt_may_have(fake, attempts):
     fake.answer = one_after_the_other(None, failure("no_leader", "safe"))
+    attempts(3)
     with pytest.raises(NoLeader) as caught:
-        Client(fake.address, timeout=0.3).set("a", b"")
+        Client(fake.address).set("a", b"")
     assert caught.value.retry == "maybe"
 
 
-def test_unreachable_says_whether_anything_was_sent(fake):
+def test_unreachable_says_whether_anything_was_sent(fake, attempts):
     address = nobody()
+    attempts(1)
     with pytest.raises(Unreachable, match=f"{address}: Connection refused") as caught:
-        Client(address, timeout=0.2).set("a", b"")
+        Client(address).set("a", b"")
     assert (caught.value.retry, caught.value.code) == ("safe", "unreachable")
     fake.answer = lambda asked: None
     with pytest.raises(Unreachable) as caught:
-        Client(fake.address, timeout=0.2).set("a", b"")
+        Client(fake.address).set("a", b"")
     assert caught.value.retry == "maybe"
 
 
-def test_what_was_handled_before_does_not_matter(fake):
+def test_what_was_handled_before_does_not_matter(fake, attempts):
     """An error that is raised while another is handled has that as its context."""
     fake.answer = lambda asked: None
+    attempts(1)
     try:
-        Client(nobody(), timeout=0.1).get("a")
+        Client(nobody()).get("a")
     except Unreachable:
         with pytest.raises(Unreachable) as caught:
-            Client(fake.address, timeout=0.1).set("a", b"")
+            Client(fake.address).set("a", b"")
     assert caught.value.retry == "maybe" and "refused" not in str(caught.value)
 
 
-def test_a_server_that_says_nothing_is_left_for_another(fakes, first_asked, monkeypatch):
-    monkeypatch.setattr(module, "FEWEST_SECONDS", 0.1)
+def test_a_server_that_says_nothing_is_left_for_another(fakes, first_asked, patient_after_the_first):
+    patient_after_the_first(0.2)
     there = fakes()
     with silent() as address:
-        with Client([address, there.address], timeout=1.2) as client:
+        with Client([address, there.address], timeout=60) as client:
             assert client.get("a") == b"" and client.set("a", b"") == 7
         with pytest.raises(Unreachable, match="timed out") as caught:
             Client(address, timeout=0.2).get("a")
         assert caught.value.retry == "maybe"
 
 
-def test_a_server_that_was_not_asked_before_has_not_half_of_the_time(fakes, first_asked, monkeypatch):
+def test_a_server_that_was_not_asked_before_has_not_half_of_the_time(fakes, first_asked, patient_after_the_first):
     """It may have been stopped, or be cut off."""
-    monkeypatch.setattr(module, "FIRST_SECONDS", 0.2)
+    patient_after_the_first(0.2)
     there = fakes()
     with silent() as address, Client([address, there.address], timeout=60) as client, client.within(60) as other:
         began = time.monotonic()
         assert client.get("a") == b"" and other.set("a", b"") == 7
         assert time.monotonic() - began < 20
-    assert [asked.query.get("timeout") for asked in there.asked] == [None, "200ms"]
+    assert [asked.query.get("timeout") for asked in there.asked] == [None, "20000ms"]
 
 
-def test_who_was_silent_is_asked_after_the_others(fakes, first_asked, monkeypatch):
+def test_who_was_silent_is_asked_after_the_others(fakes, first_asked, patient_after_the_first, monkeypatch):
     """Not by every call again, until it answers, or some time has passed."""
-    monkeypatch.setattr(module, "FIRST_SECONDS", 0.1)
+    patient_after_the_first(0.1)
+    monkeypatch.setattr(module, "SILENT_SECONDS", 60.0)
     hangs = threading.Event()
-    here, there = fakes(lambda asked: (hangs.wait(1.0), (200, ETAG, b""))[1]), fakes()
+    here, there = fakes(lambda asked: (len(here.asked) > 1 or hangs.wait(20), (200, ETAG, b""))[1]), fakes()
     with Client([here.address, there.address], timeout=60) as client:
         for _ in range(10):
             client.get("a")
@@ -608,6 +650,7 @@ def test_later_attempts_have_more_time(fakes):
         given.append(attempts.seconds(server))
         attempts.failed(server, Unreachable())
     assert [seconds for seconds, _ in given[:2]] == [module.FIRST_SECONDS] * 2 and min(given[2][0], given[3][0], *given[0][1:]) > 25
+    assert given[2][0] <= 30, "half of it is for the other"
     assert module._Attempts(["a:1"], time.monotonic() + 60).seconds("a:1")[0] > 50, "there is nobody else"
 
 
@@ -646,18 +689,19 @@ def test_a_member_that_this_call_has_removed_was_there(fake, client):
         client.remove("n3")
 
 
-def test_a_slow_join_says_so(fake):
+def test_a_slow_join_says_so(fake, attempts):
+    attempts(1)
     fake.answer = lambda asked: failure("commit_timeout", "maybe", 504, text="still catching up")
     with pytest.raises(CommitTimeout, match="still catching up"):
-        Client(fake.address, timeout=0.2).join("n3", "h:1")
+        Client(fake.address).join("n3", "h:1")
 
 
 # Waiting for a key
 
 
-def test_a_wait_says_what_it_knows_and_how_long(fake, client):
+def test_a_wait_says_what_it_knows_and_how_long(fake, client, clock):
     client.wait("a", 7, 12.5)
-    assert fake.asked[0].query["index"] == "7" and 12000 < int(fake.asked[0].query["wait"].removesuffix("ms")) <= 12500
+    assert (fake.asked[0].query["index"], fake.asked[0].query["wait"]) == ("7", "12500ms")
 
 
 def test_a_wait_for_a_key_that_is_deleted_ends(fake, client):
@@ -801,34 +845,39 @@ def test_a_watch_can_be_closed_while_it_looks_for_a_server(fakes, monkeypatch):
     assert not thread.is_alive()
 
 
-def test_a_watch_looks_for_a_server_for_so_long_and_may_be_asked_again(fakes, ended):
-    fake = fakes(lambda asked: told([beginning(4), *([put(5)] if len(fake.asked) > 40 else [])]))
-    watch = Client(fake.address, timeout=1.0).watch()
+def test_a_watch_looks_for_a_server_for_so_long_and_may_be_asked_again(fakes, ended, clock, monkeypatch):
+    def answer(asked):
+        clock.now += 2
+        return told([beginning(4), *([put(5)] if len(fake.asked) > 40 else [])])
+    rests = []
+    monkeypatch.setattr(random, "uniform", lambda low, high: rests.append(high) or 0.0)
+    fake = fakes(answer)
+    watch = Client(fake.address, timeout=10).watch()
     with pytest.raises(Unreachable, match="the stream has ended"):
         next(watch)
-    assert 3 < len(fake.asked) < 40, "it rests between attempts, also if each begins well"
+    assert rests == [0.01, 0.02, 0.04, 0.08, 0.16], "it rests between attempts, also if each begins well"
     fake.answer = lambda asked: told(until(ended, beginning(4), put(5)))
     assert next(watch).index == 5
     watch.close()
 
 
-def test_a_watch_that_was_quiet_for_longer_than_a_call_may_take_goes_on_elsewhere(fakes, first_asked, ended):
+def test_a_watch_that_was_quiet_for_longer_than_a_call_may_take_goes_on_elsewhere(fakes, first_asked, ended, clock):
     """Its server is killed before it has told anything."""
-    def quiet(asked):
-        yield beginning(4)
-        threading.Event().wait(1.0)
-    here = fakes(lambda asked: told(quiet(asked)))
+    killed = threading.Event()
+    here = fakes(lambda asked: told(until(killed, beginning(4))))
     there = fakes(lambda asked: told(until(ended, beginning(4), put(5))))
-    with Client([here.address, there.address], timeout=0.6) as client, client.watch() as watch:
+    with Client([here.address, there.address], timeout=10) as client, client.watch() as watch:
+        clock.now += 100
+        killed.set()
         assert next(watch).index == 5 and len(here.asked) >= 1
 
 
-def test_each_event_gives_a_watch_new_time_to_look_for_a_server(fakes):
+def test_each_event_gives_a_watch_new_time_to_look_for_a_server(fakes, clock):
     def answer(asked):
-        threading.Event().wait(0.03)
+        clock.now += 4
         return told([beginning(len(fake.asked)), put(len(fake.asked) + 1)])
     fake = fakes(answer)
-    with Client(fake.address, timeout=0.5).watch() as watch:
+    with Client(fake.address, timeout=10).watch() as watch:
         assert [next(watch).index for _ in range(30)] == list(range(2, 32))
 
 
@@ -896,6 +945,19 @@ def smith(fake):
     return fake.answer
 
 
+@pytest.fixture
+def renewals(monkeypatch):
+    """A lock is renewed every 0.02 s, however long it lasts; the rests that it would have."""
+    class Hold(module._Hold):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            wait = self.released.wait
+            self.released.wait = lambda seconds: (rests.append(seconds), wait(min(seconds, 0.02)))[1]
+    rests = []
+    monkeypatch.setattr(module, "_Hold", Hold)
+    return rests
+
+
 def test_a_lock_is_a_key_with_a_token(fake, client, smith):
     lock = client.lock("door", value="me")
     assert (lock.token, lock.is_held) == (None, False)
@@ -924,9 +986,8 @@ def test_a_lock_is_not_too_short(fake, client, smith):
 
 
 def test_the_name_in_a_fence_is_percent_encoded(client, smith):
-    lock = client.lock("a b/é=%")
-    lock.acquire()
-    assert lock.fence == "a%20b%2F%C3%A9%3D%25=11"
+    with client.lock("a b/é=%") as lock:
+        assert lock.fence == "a%20b%2F%C3%A9%3D%25=11"
 
 
 def test_a_lock_that_another_holds_is_waited_for_by_one_long_poll(fake, client, smith):
@@ -949,19 +1010,19 @@ def test_a_lock_that_another_holds_is_waited_for_by_one_long_poll(fake, client, 
     assert sum(asked.method == "GET" for asked in fake.asked[before:]) == 1
 
 
-def test_a_lock_is_renewed_with_its_fence_while_it_is_held(fake, client, smith):
-    with client.lock("door", ttl=0.6) as lock:
+def test_a_lock_is_renewed_with_its_fence_while_it_is_held(fake, client, smith, renewals):
+    with client.lock("door", ttl=60) as lock:
         wait_until(lambda: sum("touch" in asked.query for asked in fake.asked) >= 5, "it to be renewed")
-        assert lock.is_held and lock.token == 11
+        assert lock.is_held and lock.token == 11 and max(renewals) <= 60 / 3
     assert all(asked.headers["X-Raft-Fence"] == "door=11" for asked in fake.asked if "touch" in asked.query)
     renewed = sum("touch" in asked.query for asked in fake.asked)
     wait_until(lambda: not any(thread.name == "lock-door" for thread in threading.enumerate()), "the thread to end")
     assert sum("touch" in asked.query for asked in fake.asked) <= renewed + 1
 
 
-def test_a_lock_whose_renewal_is_refused_is_lost_and_released_without_an_error(fake, client, smith):
-    with client.lock("door", ttl=0.9) as lock:
-        smith.refuses = True
+def test_a_lock_whose_renewal_is_refused_is_lost_and_released_without_an_error(fake, client, smith, renewals):
+    smith.refuses = True
+    with client.lock("door", ttl=60) as lock:
         assert lock.lost.wait(10)
         assert not lock.is_held
     assert not any(asked.method == "DELETE" for asked in fake.asked), "it may be another's by now"
@@ -976,25 +1037,27 @@ def test_a_lock_that_cannot_be_renewed_is_lost_when_its_time_is_over(client, smi
         assert 0.6 <= time.monotonic() - began
         assert lock.lost.wait(10)
         smith.deaf = False
-    with client.lock("door", ttl=0.6, wait=10) as lock:
-        assert lock.is_held and not lock.lost.is_set() and lock.token == 12
+    with client.lock("door", ttl=60, wait=10) as lock:
+        assert lock.is_held and not lock.lost.is_set() and lock.token >= 12
 
 
 def test_a_renewal_that_is_answered_too_late_does_not_bring_a_lock_back(fakes):
-    smith = Locksmith()
+    smith, over = Locksmith(), threading.Event()
 
     def answer(asked):
         answered = smith(asked)
         if "touch" in asked.query:
-            threading.Event().wait(0.5)
+            over.wait(20)
         return answered
     fake = fakes(answer)
     with Client(fake.address).lock("door", ttl=0.6) as lock:
         held = [True]
-        while not lock.lost.wait(0.005):
+        while not lock.lost.wait(0.005) and held[-2:] != [False, True]:
             held.append(lock.is_held)
+            if not held[-1]:
+                over.set()
         assert not lock.is_held and held == sorted(held, reverse=True), "it was not, and was again"
-    assert sum("touch" in asked.query for asked in fake.asked) == 1
+    assert sum("touch" in asked.query for asked in fake.asked) <= 1
 
 
 def test_who_is_deposed_while_it_holds_finds_out_when_it_releases(client, smith):
@@ -1012,26 +1075,47 @@ def test_a_lock_whose_answer_is_lost_is_not_mistaken_for_anothers(fakes):
     assert fake.asked[0].headers["Idempotency-Key"] == fake.asked[1].headers["Idempotency-Key"]
 
 
-def test_a_lock_whose_answer_comes_too_late_is_given_back_and_made_again(fakes):
-    smith = Locksmith()
+def test_a_lock_whose_answer_comes_too_late_is_given_back_and_made_again(fakes, clock):
+    smith, rests = Locksmith(), []
+    clock.sleep = rests.append
 
     def answer(asked):
-        answered = smith(asked)
-        if len(fake.asked) == 1:
-            threading.Event().wait(0.5)
-        return answered
+        clock.now += 60 if len(fake.asked) == 1 else 0
+        return smith(asked)
     fake = fakes(answer)
-    with Client(fake.address).lock("door", ttl=0.4, wait=10) as lock:
-        assert lock.is_held and lock.token == 12
+    with Client(fake.address).lock("door", ttl=60, wait=100) as lock:
+        assert lock.is_held and lock.token == 12 and rests == [60]
     assert (fake.asked[1].method, fake.asked[1].headers["X-Raft-Fence"]) == ("DELETE", "door=11")
 
 
-def test_a_lock_that_cannot_be_released_says_so(client, fake, smith):
-    client._timeout = 0.2
+def test_a_lock_that_cannot_be_released_says_so(client, fake, smith, attempts):
     lock = client.lock("door").acquire()
+    attempts(1)
     fake.answer = lambda asked: failure("no_leader", "safe")
     with pytest.raises(NoLeader):
         lock.release()
     assert not lock.is_held
     with suppress(RuntimeError):
         lock.release()
+
+
+@pytest.mark.parametrize("signal", [KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("came", ["before it was asked for", "when it was acquired", "while another holds it"])
+def test_who_is_ended_by_a_signal_while_he_acquires_a_lock_does_not_leave_it_held(fake, client, smith, monkeypatch, signal, came):
+    asks, waits = client.set, client.wait
+
+    def interrupted(*args, **more):
+        monkeypatch.undo()
+        if came == "when it was acquired":
+            asks(*args, **more)
+        raise signal()
+    lock = client.lock("door")
+    if came == "while another holds it":
+        other = client.lock("door").acquire()
+        monkeypatch.setattr(client, "wait", interrupted)
+    else:
+        monkeypatch.setattr(client, "set", interrupted)
+    with pytest.raises(signal):
+        lock.acquire()
+    assert not lock.is_held and (client.set, client.wait) == (asks, waits)
+    assert smith.made == (other.token if came == "while another holds it" else None)

@@ -5,7 +5,7 @@ import select
 import socket
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 import pytest
@@ -20,11 +20,12 @@ from raftd.raft.messages import AppendEntries, AppendEntriesReply, Entry, Reques
 from raftd.sockets import Sockets
 from raftd.transport import MAX_POSTED_BYTES, Frames, PeerServer, Transport, split_address
 
-SETTINGS = Settings(rpc_timeout_seconds=0.4)
+SETTINGS = Settings(rpc_timeout_seconds=20)
+IMPATIENT = replace(SETTINGS, rpc_timeout_seconds=0.4)  # where there is no answer
 VOTE, GRANTED = RequestVote(3, "n1", 9, 2), RequestVoteReply(3, True)
 
 
-def wait_until(truth, what, seconds=5):
+def wait_until(truth, what, seconds=10):
     """Wait for a condition, with a deadline."""
     deadline, pause = time.monotonic() + seconds, threading.Event()
     while not truth():
@@ -80,8 +81,8 @@ def peer():
 def connection():
     made = []
 
-    def make(name="n1", lane="small", watch=None):
-        transport = Transport(SETTINGS, lambda member: {"Raft-Name": name, "Raft-To": member.name})
+    def make(name="n1", lane="small", watch=None, settings=SETTINGS):
+        transport = Transport(settings, lambda member: {"Raft-Name": name, "Raft-To": member.name})
         transport.watch = watch
         made.append(transport.connection(lane))
         return made[-1]
@@ -154,7 +155,7 @@ def test_nobody_listens(connection):
 def test_an_address_that_cannot_be_is_unreachable_and_nothing_worse(connection, address):
     """The thread of a peer must not end because of what a configuration says."""
     with pytest.raises(PeerUnreachable, match="^n2 at "):
-        connection().call(Member("n2", address), VOTE, 0)
+        connection(settings=IMPATIENT).call(Member("n2", address), VOTE, 0)
 
 
 def elapsed(call, text="timed out$"):
@@ -167,33 +168,31 @@ def elapsed(call, text="timed out$"):
 def test_the_timeout_is_for_the_whole_call(peer, connection):
     """Also when connecting takes some of it, or the reply comes a byte at a time. The original had no connect timeout."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        n1, address = connection(), f"127.0.0.1:{silent.getsockname()[1]}"
-        assert 0.3 < elapsed(lambda: n1.call(Member("n2", address), VOTE, 0)) < 0.8
+        n1, address = connection(settings=IMPATIENT), f"127.0.0.1:{silent.getsockname()[1]}"
+        assert elapsed(lambda: n1.call(Member("n2", address), VOTE, 0)) > 0.3
     released = threading.Event()
-    n2 = peer(lambda *call: released.wait(5) and GRANTED)
-    assert 0.3 < elapsed(lambda: connection().call(n2.member, VOTE, 0)) < 0.8
+    n2 = peer(lambda *call: (released.wait(20), GRANTED)[1])
+    assert elapsed(lambda: connection(settings=IMPATIENT).call(n2.member, VOTE, 0)) > 0.3
     released.set()
 
 
 def test_a_name_that_is_resolved_slowly_is_reached_by_a_later_call(peer, connection, monkeypatch):
     """The answer comes between two calls: it is kept for the second. And no call waits longer than its time."""
-    n2, n1, asked = peer(lambda *call: GRANTED), connection(), []
+    n2, n1, asked, answered = peer(lambda *call: GRANTED), connection(settings=IMPATIENT), [], threading.Event()
     resolve = socket.getaddrinfo
 
     def slowly(*args, **more):
-        asked.append(args)
-        time.sleep(0.6)
+        if args == split_address(n2.member.address):  # others may ask meanwhile, for others
+            asked.append(args)
+            answered.wait(20)
         return resolve(*args, **more)
     monkeypatch.setattr(socket, "getaddrinfo", slowly)
-    assert elapsed(lambda: n1.call(n2.member, VOTE, 0), "not resolved in time|timed out") < 0.59
-    deadline = time.monotonic() + 5
-    while len(asked) == 1 and time.monotonic() < deadline:
-        time.sleep(0.3)
-        try:
-            assert n1.call(n2.member, VOTE, 0) == GRANTED
-            break
-        except PeerUnreachable:
-            continue
+    with pytest.raises(PeerUnreachable, match="not resolved in time|timed out"):
+        n1.call(n2.member, VOTE, 0)
+    answered.set()
+    n1._settings = SETTINGS
+    wait_until(lambda: n1._lookup.done, "the name is resolved")
+    assert n1.call(n2.member, VOTE, 0) == GRANTED
     assert len(asked) == 1
 
 
@@ -217,7 +216,7 @@ def test_a_reply_that_trickles_in_does_not_prolong_the_call(connection):
         with peer_socket:
             peer_socket.recv(4096)
             try:
-                for byte in b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n" * 100:
+                for byte in b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n" * 6:  # 14 s; such an end is no timeout
                     peer_socket.sendall(bytes([byte]))
                     if done.wait(0.05):
                         return
@@ -227,7 +226,7 @@ def test_a_reply_that_trickles_in_does_not_prolong_the_call(connection):
         thread = threading.Thread(target=trickle)
         thread.start()
         member = Member("n2", f"127.0.0.1:{listener.getsockname()[1]}")
-        assert 0.3 < elapsed(lambda: connection().call(member, VOTE, 0)) < 0.8
+        assert elapsed(lambda: connection(settings=IMPATIENT).call(member, VOTE, 0)) > 0.3
         done.set()
         thread.join(5)
 
@@ -238,12 +237,13 @@ def test_after_a_timeout_a_late_reply_is_not_taken_for_the_next(peer, connection
 
     def handle(sender, index, request):
         if request.term == 1:
-            released.wait(5)
+            released.wait(20)
         return RequestVoteReply(request.term, True)
-    n2, n1 = peer(handle), connection()
+    n2, n1 = peer(handle), connection(settings=IMPATIENT)
     with pytest.raises(PeerUnreachable):
         n1.call(n2.member, RequestVote(1, "n1", 0, 0), 0)
     released.set()
+    n1._settings = SETTINGS
     assert n1.call(n2.member, RequestVote(2, "n1", 0, 0), 0).term == 2
 
 
@@ -382,7 +382,7 @@ def test_a_second_connection_of_a_lane_ends_the_first_at_once():
         first.settimeout(5)
         assert first.recv(4096).startswith(b"HTTP/1.1 101 ")
         server.serve(door.accept()[0], fields)
-        assert select.select([first], [], [], 0)[0], "the first goes on"
+        assert select.select([first], [], [], 5)[0], "the first goes on"
         assert first.recv(4096) == b""
         second.sendall(wire.encode(VOTE, 0))
         wait_until(lambda: handled, "the second is served")
@@ -420,8 +420,8 @@ def test_connections_that_the_server_ends_when_it_stops_are_not_lost(peer, conne
     assert n2.lost == [] and not serving()
 
 
-def refuses(address):
-    return Transport(SETTINGS, lambda member: {}).refuses(address)
+def refuses(address, settings=SETTINGS):
+    return Transport(settings, lambda member: {}).refuses(address)
 
 
 def address_of(listener):
@@ -431,7 +431,7 @@ def address_of(listener):
 def test_a_port_at_which_nobody_listens_refuses():
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = address_of(listener)
-        assert not refuses(address), "it takes the connection, and says nothing"
+        assert not refuses(address, IMPATIENT), "it takes the connection, and says nothing"
     assert refuses(address)
 
 
@@ -452,11 +452,13 @@ def test_whoever_takes_connections_and_closes_them_is_not_dead():
         taken = []
 
         def take():
-            while select.select([listener], [], [], 1)[0]:
-                taken.append(listener.accept()[0].close())
+            with suppress(OSError):  # nothing more is listened to
+                while True:
+                    taken.append(listener.accept()[0].close())
         thread = threading.Thread(target=take)
         thread.start()
         assert not refuses(address_of(listener))
+        listener.shutdown(socket.SHUT_RDWR)
         thread.join(5)
     assert len(taken) == 2
 
@@ -470,14 +472,14 @@ def test_whoever_does_not_answer_at_all_is_not_dead():
         for one in waiting:
             one.setblocking(False)
             one.connect_ex(listener.getsockname())
-        assert not refuses(address_of(listener))
+        assert not refuses(address_of(listener), IMPATIENT)
         for one in waiting:
             one.close()
 
 
 @pytest.mark.parametrize("address", ["nowhere.invalid:1", "no address", "127.0.0.1:none"])
 def test_what_cannot_be_asked_is_not_dead(address):
-    assert not refuses(address)
+    assert not refuses(address, IMPATIENT)
 
 
 # What is not waited for
@@ -555,7 +557,7 @@ def test_no_reply_to_what_is_posted_is_told_and_the_next_call_connects_again(pee
             raise OSError("gone")
         if end == "of another kind":
             return GRANTED
-        go_on.wait(5)
+        go_on.wait(20)
         return HEARD
     go_on = threading.Event()
     n2, n1, replies = peer(handle), connection(watch=sockets.watch), Replies()
@@ -587,16 +589,23 @@ def test_a_reply_to_what_is_posted_may_come_in_pieces(connection, sockets):
 
 def test_lanes_and_peers_do_not_wait_for_each_other(peer, connection):
     """A heartbeat is answered while data, or another peer, is waited for."""
-    released = threading.Event()
-    n2 = peer(lambda sender, index, request: (request.term != 1 or released.wait(5)) and GRANTED)
-    slow = connection(lane="data")
-    thread = threading.Thread(target=lambda: pytest.raises(PeerUnreachable, slow.call, n2.member, RequestVote(1, "n1", 0, 0), 0))
+    began, released, replies = threading.Event(), threading.Event(), []
+
+    def handle(sender, index, request):
+        if request.term == 1:
+            began.set()
+            released.wait(30)
+        return GRANTED
+    n2, slow = peer(handle), connection(lane="data")
+    thread = threading.Thread(target=lambda: replies.append(slow.call(n2.member, RequestVote(1, "n1", 0, 0), 0)))
     thread.start()
-    wait_until(serving, "the slow request is under way")
+    assert began.wait(20), "the slow request is under way"
     assert connection(lane="small").call(n2.member, VOTE, 0) == GRANTED
     assert connection("n3").call(n2.member, VOTE, 0) == GRANTED
-    thread.join(5)
+    assert replies == []
     released.set()
+    thread.join(20)
+    assert replies == [GRANTED]
 
 
 def test_interrupt_ends_a_call_that_waits(peer, connection):
@@ -604,8 +613,8 @@ def test_interrupt_ends_a_call_that_waits(peer, connection):
 
     def handle(*call):
         began.set()
-        released.wait(5)
-        return GRANTED
+        released.wait(20)
+        return AppendEntriesReply(1, True)
     n2, n1 = peer(handle), connection()
 
     def call():
@@ -614,14 +623,14 @@ def test_interrupt_ends_a_call_that_waits(peer, connection):
         except PeerUnreachable as error:
             errors.append(error)
     thread = threading.Thread(target=call)
-    before = time.monotonic()
     thread.start()
-    assert began.wait(5)
-    began.clear()
+    assert began.wait(20)
     n1.interrupt()
-    thread.join(5)
+    thread.join(10)
+    ended_at_once = not thread.is_alive()
     released.set()
-    assert errors and time.monotonic() - before < 4.5
+    thread.join(20)
+    assert errors and ended_at_once
 
 
 def test_stop_ends_all_connections_and_threads(peer, connection):
@@ -749,10 +758,8 @@ def test_who_answers_a_byte_at_a_time_is_not_waited_for():
     """A join names the address; there are four threads for those who join, and each byte gave it as much time again."""
     impatient = replace(SETTINGS, rpc_timeout_seconds=0.15)
     with answering(*(OK[at:at + 1] for at in range(len(OK))), *[b" "] * 100, pause=0.1) as address:
-        began = time.monotonic()
-        with pytest.raises(PeerUnreachable):
+        with pytest.raises(PeerUnreachable, match="timed out$"):  # not told when all is said, which takes ten seconds
             Transport(impatient, None).identify(address)
-        assert time.monotonic() - began < 4, "it takes more than ten seconds until all is said"
 
 
 def test_what_a_peer_gives_as_its_reason_is_one_short_line(connection):
