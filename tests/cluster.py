@@ -31,8 +31,10 @@ from chaos.checker import FAIL, GET, OK, PUT, UNKNOWN, Operation, violations
 RAFTD = [sys.executable, str(Path(__file__).resolve().parent.parent / "bin/raftd")]
 PATIENCE_SECONDS = 30.0  # how long a condition may take to come true before a test fails; far more than it takes
 ELECTION_SECONDS = 1.0  # the longest election timeout, with the default settings
+UNHURRIED = ("-election-timeout", "3s")  # where a leader that the machine keeps waiting must stay the leader
+SLOWER = ("-election-timeout", "1500ms")  # another leader is there soon, and stays though the machine keeps it waiting for a moment
 POLL_SECONDS = 0.02
-HELD_UP_SECONDS = 1.0  # no write waits so long on a quiet machine, unless something holds it up
+HELD_UP_SECONDS = 2.0  # no write waits so long, even for a server that stood still for a moment, unless something holds it up
 NOISY_STEPS = 5  # of a write, each on another thread or disk
 FAULTS_OF_OURS = ("Traceback", "thread failed", "request failed method", "a request of a peer failed")  # in a log
 BIND_PORTS, PORTS_AT_ONCE = (20000, 30000), 250  # below the ports that the system gives to outgoing connections
@@ -234,8 +236,9 @@ def _is_socket(descriptor):
 class Server:
     """One raftd process, with its log; it can be started again."""
 
-    def __init__(self, name, port, path, log_path, host="127.0.0.1", namespace=None, client_namespace=None, raftd=RAFTD):
-        self._raftd = raftd
+    def __init__(self, name, port, path, log_path, host="127.0.0.1", namespace=None, client_namespace=None, raftd=RAFTD,
+                 flags=()):
+        self._raftd, self.flags = raftd, flags
         self.name, self.port, self.path, self.log_path = name, port, Path(path), Path(log_path)
         self.address = f"{host}:{port}"
         self._host, self._namespace, self.client_namespace = host, namespace, client_namespace
@@ -247,13 +250,16 @@ class Server:
     # The process
 
     def start(self, join=None, flags=(), prefix=(), wait=True):
-        """Start it, with ``-join`` if *join* (addresses or Servers) says so; *prefix* is a command that runs it. Returns self."""
+        """Start it, with ``-join`` if *join* (addresses or Servers) says so; *prefix* is a command that runs it. Returns self.
+
+        *flags* are in place of those that it has from its cluster.
+        """
         assert not self.running, f"{self} runs already"
         into = ["ip", "netns", "exec", self._namespace] if self._namespace else []
         members = [join] if isinstance(join, (str, Server)) else join or []
         joins = ["-join", ",".join(getattr(member, "address", member) for member in members)] if members else []
-        command = [*into, *prefix, *self._raftd, "-h", self._host, "-p", str(self.port), "-name", self.name, *joins, *flags,
-                   str(self.path)]
+        command = [*into, *prefix, *self._raftd, "-h", self._host, "-p", str(self.port), "-name", self.name, *joins,
+                   *(flags or self.flags), str(self.path)]
         self._log_start = len(self.log())
         with open(self.log_path, "ab") as log_file:
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log_file, stderr=log_file, start_new_session=True)
@@ -332,6 +338,11 @@ class Server:
     def get(self, key, query="", timeout=10):
         return self.call("GET", f"/db/{key}{query}", timeout=timeout)
 
+    def value_of(self, key):
+        """The value of *key*, or None if it has none; asked again for as long as nobody leads."""
+        answer = wait_until(lambda: (found := self.get(key)).status in (200, 404) and found, f"{self} tells {key}")
+        return answer.body if answer.status == 200 else None
+
     def put(self, key, value, query="", timeout=10):
         return self.call("POST", f"/db/{key}{query}", value, timeout=timeout)
 
@@ -366,8 +377,8 @@ class Cluster:
             raise
 
     def _start(self, size):
-        first = self.new().start(flags=self.flags)
-        others = [self.new().start(join=first, flags=self.flags, wait=False) for _ in range(size - 1)]
+        first = self.new().start()
+        others = [self.new().start(join=first, wait=False) for _ in range(size - 1)]
         for server in others:
             server.wait_listening()
         self.wait_voters(size)
@@ -393,24 +404,25 @@ class Cluster:
         name = name or f"n{len(self.servers) + 1}"
         path = path or self.directory / f"node.{len(self.servers) + 1}"
         server = self.make(name, path, self.network.add_host()) if self.network else Server(
-            name, port or free_port(), path, self.directory / f"n{len(self.servers) + 1}.log", raftd=self._raftd)
+            name, port or free_port(), path, self.directory / f"n{len(self.servers) + 1}.log", raftd=self._raftd,
+            flags=self.flags)
         self.servers.append(server)
         return server
 
     def make(self, name, path, host, raftd=None):
         """A Server on *host*, which the cluster does not know."""
         return Server(name, int(self.network.PORT), path, self.directory / f"{name}.log", host.address, host.namespace, self.network.hub,
-                      raftd or self._raftd)
+                      raftd or self._raftd, self.flags)
 
     @property
     def running(self):
         return [server for server in self.servers if server.running]
 
-    def restart(self, *servers, flags=()):
+    def restart(self, *servers):
         """Start *servers* (all that do not run) without -join."""
         servers = servers or [server for server in self.servers if not server.running]
         for server in servers:
-            server.start(wait=False, flags=flags or self.flags)
+            server.start(wait=False)
         for server in servers:
             server.wait_listening()
 
@@ -438,6 +450,11 @@ class Cluster:
         def attempt():
             return next((server for server in among or self.running if server.put(key, value, "?timeout=2s", 5).status == 200), None)
         return wait_until(attempt, f"the write of {key} is accepted", seconds)
+
+    def hand_over(self, server):
+        """Until *server* leads: who leads may have just begun to, or lose it meanwhile."""
+        body = json.dumps({"name": server.name})
+        wait_until(lambda: server.leads or self.leader().call("POST", "/leader", body) and server.leads, f"{server} leads")
 
     def wait_converged(self, seconds=PATIENCE_SECONDS):
         """Until all that run have the same log, all applied, and the same leader."""
@@ -482,7 +499,7 @@ class Writers:
         self.servers, self._size, self._pause, self._prefix = list(servers), size, pause, prefix
         self._stopping, self.acknowledged, self.refused = threading.Event(), [], defaultdict(int)
         self._threads = [threading.Thread(target=self._write, args=(number,), daemon=True) for number in range(count)]
-        self._machine_late_seconds, self._watch = 0.0, threading.Thread(target=self._watch_the_machine, daemon=True)
+        self.machine_late_seconds, self._watch = 0.0, threading.Thread(target=self._watch_the_machine, daemon=True)
 
     def __enter__(self):
         for thread in [*self._threads, self._watch]:
@@ -510,7 +527,7 @@ class Writers:
                 self._stopping.wait(POLL_SECONDS)
                 os.pwrite(file.fileno(), b"x", 0)
                 os.fdatasync(file.fileno())
-                self._machine_late_seconds = max(self._machine_late_seconds, time.monotonic() - due)
+                self.machine_late_seconds = max(self.machine_late_seconds, time.monotonic() - due)
 
     def _write(self, number):
         clients = {server.address: Client(server.address, server.client_namespace) for server in self.servers}
@@ -556,12 +573,17 @@ class Writers:
         return max(write.answered - write.first_sent for write in self.acknowledged)
 
     @property
-    def nothing_held_up(self):
-        """False if a write has waited for so long that something held it up: a second, or more where the machine itself was late.
+    def noise_seconds(self):
+        """How much longer a write may take than it should, because of the machine.
 
-        On its way a write waits for several processes and disks, each of which may have been as late as the machine was.
+        On its way it waits for several processes and disks, each of which may have been as late as the machine was.
         """
-        allowed = HELD_UP_SECONDS + NOISY_STEPS * self._machine_late_seconds
+        return NOISY_STEPS * self.machine_late_seconds
+
+    @property
+    def nothing_held_up(self):
+        """False if a write has waited for so long that something held it up: two seconds, or more where the machine itself was late."""
+        allowed = HELD_UP_SECONDS + self.noise_seconds
         print(f"longest wait of {len(self.acknowledged)} writes: {self.longest_wait:.3f} s of {allowed:.3f} s")
         return self.longest_wait < allowed
 

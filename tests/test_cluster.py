@@ -1,7 +1,6 @@
 """Real clusters: sessions, failover, restarts, stops, pauses, values; what a client was told is true afterwards."""
 
 import ctypes
-import json
 import os
 import signal
 import threading
@@ -10,7 +9,7 @@ import time
 import pytest
 
 from chaos.world import SERVER
-from cluster import Client, Cluster, RegisterClients, Writers, call, in_threads, needs_strace, the_fault_lasts, wait_until
+from cluster import UNHURRIED, Client, Cluster, RegisterClients, Writers, call, in_threads, needs_strace, the_fault_lasts, wait_until
 
 pytestmark = pytest.mark.cluster
 
@@ -20,7 +19,7 @@ MIB = 1 << 20
 
 def test_session_of_the_readme(tmp_path):
     """Write at the first, read at once at all; kill it: another leads; it comes back as a follower with what it missed."""
-    with Cluster(tmp_path) as cluster:
+    with Cluster(tmp_path, flags=UNHURRIED) as cluster:
         first = cluster[1]
         answer = first.call("POST", "/db/foo", b"bar", {"Content-Type": "application/x-www-form-urlencoded"})
         assert (answer.status, answer.body) == (200, b"")
@@ -53,7 +52,7 @@ def test_any_bytes_come_back_exactly_from_every_server(tmp_path):
     """The original changed what is not UTF-8; and a key that is not UTF-8 is refused, not changed."""
     values = {"all": bytes(range(256)), "nul": b"\0" * 100, "not-utf8": b"\xff\xfe\xed\xa0\x80", "lines": b"\r\n\r\n",
               "largest": os.urandom(MIB)}
-    with Cluster(tmp_path) as cluster:
+    with Cluster(tmp_path, flags=UNHURRIED) as cluster:
         leader = cluster.leader()
         for key, value in values.items():
             assert leader.put(key, value).status == 200
@@ -67,7 +66,7 @@ def test_any_bytes_come_back_exactly_from_every_server(tmp_path):
 
 
 def test_a_value_over_the_limit_is_refused_and_disturbs_nobody(tmp_path):
-    with Cluster(tmp_path) as cluster:
+    with Cluster(tmp_path, flags=UNHURRIED) as cluster:
         leader, terms = cluster.leader(), cluster.terms()
         refusal = leader.put("large", bytes(MIB + 1))
         assert (refusal.status, refusal.code, refusal.retry) == (413, "too_large", "no")
@@ -80,7 +79,7 @@ def test_a_value_over_the_limit_is_refused_and_disturbs_nobody(tmp_path):
 @pytest.mark.slow
 def test_values_over_8_mb_burn_no_terms(tmp_path):
     """The original elected without end when an entry was larger than that."""
-    with Cluster(tmp_path, flags=("-max-value", "16MiB")) as cluster:
+    with Cluster(tmp_path, flags=("-max-value", "16MiB", *UNHURRIED)) as cluster:
         leader, terms = cluster.leader(), cluster.terms()
         for number in range(3):
             value = os.urandom(9_000_000)
@@ -111,7 +110,7 @@ def test_leader_killed_under_eight_writers(tmp_path):
             assert not writers.missing_in(data[name]), name
         assert data["n1"] == data["n2"] == data["n3"]
         print(f"writes {len(writers.acknowledged)}, seconds to the next write: {', '.join(f'{gap:.3f}' for gap in sorted(gaps))}")
-        assert max(gaps) < 2.5, gaps
+        assert max(gaps) < 2.5 + writers.noise_seconds, gaps
 
 
 def test_a_dead_leader_is_replaced_before_an_election_timeout(tmp_path):
@@ -126,7 +125,7 @@ def test_a_dead_leader_is_replaced_before_an_election_timeout(tmp_path):
 
 
 def test_follower_killed_is_no_hindrance(tmp_path):
-    with Cluster(tmp_path) as cluster:
+    with Cluster(tmp_path, flags=UNHURRIED) as cluster:
         leader, terms = cluster.leader(), cluster.terms()
         with Writers([leader], 4) as writers:
             for follower in cluster.followers(leader):
@@ -157,8 +156,7 @@ def test_killed_between_the_disk_and_the_answer(tmp_path):
             server.start(prefix=slow, wait=False)
             server.wait_listening(60)
             wait_until(lambda back=server: back.ready, "it is back")
-        back = json.dumps({"name": leader.name})
-        wait_until(lambda: leader.leads or cluster.leader().call("POST", "/leader", back).status == 200, "it leads again")
+        cluster.hand_over(leader)
         with RegisterClients(cluster.servers, writers=6) as clients, Writers(cluster.servers, 6) as writers:
             writers.wait_for_more(30)
             for server in cluster.servers:
@@ -193,7 +191,7 @@ def test_killed_while_the_log_is_compacted(tmp_path):
 def test_leader_killed_at_the_first_answer_with_a_follower_paused(tmp_path):
     """The schedule in which the original lost acknowledged writes in 11 of 20 runs: a follower that was paused, and then hears the
     leader's requests late and twice, must not cut off what it has acknowledged."""
-    with Cluster(tmp_path) as cluster:
+    with Cluster(tmp_path, flags=UNHURRIED) as cluster:
         for number in range(3):
             lose_the_leader_at_its_first_answer(cluster, [f"s{number}-{writer}" for writer in range(8)])
 
@@ -218,9 +216,9 @@ def lose_the_leader_at_its_first_answer(cluster, keys):
     assert accepted
     cluster.restart(third)
     cluster.leader()
-    assert [key for key in accepted if follower.get(key).body != b"v"] == []
+    assert [key for key in accepted if follower.value_of(key) != b"v"] == []
     cluster.restart(leader)
-    assert [key for key in accepted if leader.get(key).body != b"v"] == []
+    assert [key for key in accepted if leader.value_of(key) != b"v"] == []
 
 
 def test_all_killed_at_once_lose_nothing(tmp_path):
@@ -293,9 +291,10 @@ def test_no_key_reads_as_missing_after_a_restart(tmp_path):
 
 def test_a_leader_is_elected_whenever_two_of_three_are_up(tmp_path):
     """The original compared index or term: with two of three up, no leader. Here one has the later term, the other the longer log."""
-    with Cluster(tmp_path) as cluster:
+    with Cluster(tmp_path, flags=UNHURRIED) as cluster:
         long = cluster.leader()
         short, other = cluster.followers(long)
+        short.flags = other.flags = ()  # who shall be elected need not wait, when they have started again
         assert long.put("committed", b"x").status == 200
         before = long.status()["last_log_index"]
         short.kill(), other.kill()
@@ -317,7 +316,7 @@ def test_a_leader_is_elected_whenever_two_of_three_are_up(tmp_path):
 
 def test_a_server_does_not_forget_its_term_and_vote(tmp_path):
     """The original voted twice in a term after a restart."""
-    with Cluster(tmp_path) as cluster:
+    with Cluster(tmp_path, flags=UNHURRIED) as cluster:
         cluster.wait_converged()
         leader = cluster.leader()
         before = {server.name: server.status() for server in cluster.servers}
@@ -340,7 +339,7 @@ def test_one_of_two_dead_ends_every_request_with_an_answer(tmp_path):
         answer = leader.put("alone", b"x")
         assert answer.code in ("no_quorum", "no_leader", "not_leader", "leadership_lost", "commit_timeout"), answer
         assert time.monotonic() - sent < 6
-        assert answer.retry == "maybe"
+        assert answer.retry == ("safe" if answer.code in ("no_leader", "not_leader") else "maybe")  # if it led no longer
         wait_until(lambda: not leader.leads, "it leads no longer")
         assert leader.put("later", b"x").retry == "safe"
         refusal = leader.get("alone")
@@ -418,19 +417,19 @@ def test_sigterm_under_load_ends_in_order(tmp_path):
         cluster.restart(leader)
         data = cluster.data_of_each()
         assert not writers.missing_in(data[leader.name])
-        assert took < 5, took
-        assert gap < 1.5, gap
+        assert took < 5 + writers.noise_seconds, took
+        assert gap < 1.5 + writers.noise_seconds, gap
 
 
 def test_sigterm_answers_what_is_in_flight(tmp_path):
     """Writes that wait when SIGTERM comes are answered, not cut off."""
-    with Cluster(tmp_path) as cluster:
+    with Cluster(tmp_path, flags=UNHURRIED) as cluster:
         leader, answers = cluster.leader(), []
         followers = cluster.followers(leader)
         for follower in followers:
             follower.pause()
         threads = in_threads(lambda key: answers.append(leader.put(key, b"x", timeout=15)), [f"f{number}" for number in range(8)])
-        wait_until(lambda: (leader.status() or {}).get("last_log_index", 0) >= leader.status()["commit_index"] + 8, "they are in flight", 5)
+        wait_until(lambda: (leader.status() or {}).get("last_log_index", 0) >= leader.status()["commit_index"] + 8, "they are in flight")
         leader.signal(signal.SIGTERM)
         assert leader.exit_status(5) == 0
         for thread in threads:
@@ -443,7 +442,7 @@ def test_sigterm_answers_what_is_in_flight(tmp_path):
 
 def test_changed_port_of_a_member_is_told_to_the_others(tmp_path):
     """The original stopped writes when a member came back with another port."""
-    with Cluster(tmp_path) as cluster:
+    with Cluster(tmp_path, flags=UNHURRIED) as cluster:
         leader = cluster.leader()
         moved = cluster.followers(leader)[0]
         moved.kill()
@@ -508,7 +507,7 @@ def test_all_paused_and_resumed_stay_linearizable(tmp_path):
 
 
 def test_follower_paused_is_no_hindrance(tmp_path):
-    with Cluster(tmp_path) as cluster:
+    with Cluster(tmp_path, flags=UNHURRIED) as cluster:
         leader = cluster.leader()
         follower = cluster.followers(leader)[0]
         with Writers([leader], 4) as writers:
@@ -528,7 +527,7 @@ def test_follower_paused_is_no_hindrance(tmp_path):
 @pytest.mark.slow
 def test_follower_60_mb_behind_is_served_a_snapshot(tmp_path):
     """In the original a follower 100 MB behind burned terms, stopped writes for 9 s and longer, and never caught up."""
-    with Cluster(tmp_path) as cluster:
+    with Cluster(tmp_path, flags=UNHURRIED) as cluster:
         leader = cluster.leader()
         behind, other = cluster.followers(leader)
         terms = leader.status()["term"]
@@ -544,7 +543,7 @@ def test_follower_60_mb_behind_is_served_a_snapshot(tmp_path):
             assert behind.get("large0").body == values["large0"]
             during = writers.acknowledged[began:]
         assert "installed a snapshot" in behind.log()
-        assert max(write.answered - write.first_sent for write in during) < 2
+        assert max(write.answered - write.first_sent for write in during) < 2 + writers.noise_seconds
         assert leader.status()["term"] == terms, "an election was held"
         data = cluster.data_of_each()
         for server in cluster.servers:
@@ -555,7 +554,7 @@ def test_follower_60_mb_behind_is_served_a_snapshot(tmp_path):
 
 @pytest.mark.slow
 def test_follower_behind_many_small_entries_is_served_a_snapshot(tmp_path):
-    with Cluster(tmp_path) as cluster:
+    with Cluster(tmp_path, flags=UNHURRIED) as cluster:
         leader = cluster.leader()
         behind = cluster.followers(leader)[0]
         behind.kill()
@@ -573,14 +572,14 @@ def test_follower_behind_many_small_entries_is_served_a_snapshot(tmp_path):
 @pytest.mark.slow
 def test_receiver_killed_in_the_middle_of_a_snapshot(tmp_path):
     """A crash at any point leaves the old state or the new."""
-    with Cluster(tmp_path) as cluster:
+    with Cluster(tmp_path, flags=UNHURRIED) as cluster:
         leader = cluster.leader()
         behind = cluster.followers(leader)[0]
         assert leader.put("old", b"x").status == 200
         cluster.wait_converged()
         behind.kill()
         for number in range(50):
-            assert leader.put(f"large{number % 40}", os.urandom(MIB), "?timeout=20s", timeout=25).status == 200
+            cluster.write(f"large{number % 40}", os.urandom(MIB))
         for _ in range(3):
             behind.start(wait=False)
             wait_until(lambda: any("incoming" in path.name for path in behind.path.iterdir())

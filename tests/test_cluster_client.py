@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 
-from cluster import Cluster, wait_until
+from cluster import UNHURRIED, Cluster, wait_until
 from raftd import client as module
 from raftd.client import Client, LockHeld, Unreachable
 from raftd.errors import BadRequest, HistoryGone, IdempotencyMismatch, NotFound, PreconditionFailed
@@ -23,7 +23,7 @@ KEYS = 5  # that are set by all
 
 @pytest.fixture(params=[3, 1], ids=["three", "one"])
 def cluster(request, tmp_path):
-    with Cluster(tmp_path, request.param) as cluster:
+    with Cluster(tmp_path, request.param, flags=UNHURRIED) as cluster:
         yield cluster
 
 
@@ -201,16 +201,19 @@ def test_a_watch_is_closed_while_it_waits(client):
 
 
 def test_locks(client):
-    with client.lock("door", ttl=2, value="me") as lock:
+    with client.lock("door", ttl=6, value="me") as lock:
         assert client["door"] == b"me" and lock.is_held
         client.set("a", b"1", fence=lock)
         with pytest.raises(LockHeld):
             client.lock("door", wait=0.3).acquire()
         with ThreadPoolExecutor(1) as pool:
-            waiting = pool.submit(client.lock("door", ttl=2).acquire)
-            began = time.monotonic()
-            wait_until(lambda: time.monotonic() - began > 2.5, "more than its time to live to pass")
-            assert lock.is_held and not waiting.done(), "it is renewed"
+            waiting, left = pool.submit(client.lock("door", ttl=6).acquire), [6.0]
+
+            def it_has_more_time_left_than_before():
+                left.append(client.entry("door").expires_in)
+                return left[-1] > left[-2] + 1
+            wait_until(it_has_more_time_left_than_before, "it is renewed")
+            assert lock.is_held and not waiting.done()
             lock.release()
             other = waiting.result(20)
     assert other.token > lock.token and other.is_held and not lock.is_held

@@ -1,6 +1,7 @@
 """The database on real clusters, of three servers and of one: exactly once, lists, transactions, expiry, watches, fences; across kills."""
 
 import json
+import statistics
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -9,14 +10,14 @@ from http.client import HTTPConnection
 
 import pytest
 
-from cluster import Cluster, call, wait_until
+from cluster import UNHURRIED, Cluster, call, wait_until
 
 pytestmark = pytest.mark.cluster
 
 
 @pytest.fixture(params=[3, 1], ids=["three", "one"])
 def cluster(request, tmp_path):
-    with Cluster(tmp_path, request.param) as cluster:
+    with Cluster(tmp_path, request.param, flags=UNHURRIED) as cluster:
         yield cluster
 
 
@@ -116,7 +117,7 @@ def test_a_request_is_known_to_a_server_that_came_by_a_copy_of_the_state(tmp_pat
         second.start(join=cluster[1])
         cluster.wait_voters(2)
         assert second.call("POST", "/db/a", b"x").code == "not_leader"
-        assert cluster[1].call("POST", "/leader", json.dumps({"name": second.name}).encode()).status == 200
+        cluster.hand_over(second)
         again = put(cluster.leader(), "a", b"1", Idempotency_Key="k1")
         assert (again.headers["etag"], again.headers["idempotent-replay"]) == (first.headers["etag"], "true")
 
@@ -171,11 +172,15 @@ def test_transactions_of_many_at_once_are_all_or_nothing(cluster):
 def test_keys_expire_everywhere_no_sooner_than_told_and_soon_after(cluster):
     leader, began = cluster.leader(), time.monotonic()
     assert put(leader, "short", b"1", "?ttl=700ms").status == 200
-    assert put(leader, "touched", b"1", "?ttl=700ms").status == 200
+    found = leader.get("short")
+    assert found.status == 404 or 0 < float(found.headers["x-raft-expires-in"]) <= 0.7
+
+    def put_and_touched_in_time():
+        assert put(leader, "touched", b"1", "?ttl=700ms").status == 200
+        return put(leader, "touched", b"", "?touch&ttl=60s").status == 200
+    wait_until(put_and_touched_in_time, "it is touched before it has expired")
     assert put(leader, "again", b"1", "?ttl=700ms").status == 200
-    assert put(leader, "touched", b"", "?touch&ttl=60s").status == 200
     assert put(leader, "again", b"2").status == 200
-    assert 0 < float(leader.get("short").headers["x-raft-expires-in"]) <= 0.7
     while leader.get("short").status == 200:
         assert time.monotonic() - began < 20, "it has not expired"
     assert time.monotonic() - began >= 0.7
@@ -186,19 +191,19 @@ def test_keys_expire_everywhere_no_sooner_than_told_and_soon_after(cluster):
 
 def test_a_new_leader_neither_gives_a_key_its_time_anew_nor_takes_any_of_it(cluster):
     leader, began = cluster.leader(), time.monotonic()
-    assert put(leader, "a", b"1", "?ttl=4s").status == 200
-    time.sleep(1)  # some of its time is over
+    assert put(leader, "a", b"1", "?ttl=60s").status == 200
+    written = time.monotonic()
+    time.sleep(3)  # some of its time is over, and nobody was told so yet
     leader.kill()
-    cluster.restart(leader)
-    leader = cluster.leader()
-    while leader.get("a").status == 200:
-        assert time.monotonic() - began < 30
-        time.sleep(0.02)
-    lived = time.monotonic() - began
-    assert lived >= 4
     if len(cluster.servers) > 1:
-        assert lived < 4.9, "it was given a second that had passed"
-    assert leader.get("a").status == 404
+        cluster.leader()  # another, which has been there all the time
+    cluster.restart(leader)
+    asked = time.monotonic()
+    wait_until(lambda: put(cluster.leader(), "b", b"", "?ttl=60s").status == 200, "it tells all what time it is for the new leader")
+    left = float(wait_until(lambda: cluster.leader().get("a").headers.get("x-raft-expires-in"), "it can be read"))
+    assert time.monotonic() - began + left >= 60, "some of its time was taken"
+    if len(cluster.servers) > 1:
+        assert asked - written + left < 62.5, "it was given three seconds that had passed"
 
 
 def test_many_expiring_keys_are_removed_and_writes_go_on(cluster):
@@ -257,8 +262,9 @@ def test_who_watches_goes_on_elsewhere_when_its_server_is_killed(tmp_path):
             ended.set()
             writing.join()
         with Watch(cluster.leader(), "?since=0", {"Last-Event-ID": last}) as stream:
-            rest = [index for index in written if index > int(last)]
-            heard += stream.hear(len(rest)) if rest else []
+            while int(last) < max(written):  # there may be more than those that were answered
+                heard.append(stream.hear(len(stream.events) + 1)[-1])
+                last = heard[-1][0]
         ids = [int(id) for id, _, _ in heard]
         assert ids == sorted(set(ids)), "something was told twice, or out of order"
         assert set(written) <= set(ids), "something that was answered was not told"
@@ -282,24 +288,26 @@ def test_a_history_that_is_gone_is_410(tmp_path):
 
 
 def test_a_thousand_who_watch_leave_writes_and_peers_alone(tmp_path):
-    with Cluster(tmp_path) as cluster:
+    with Cluster(tmp_path, flags=UNHURRIED) as cluster:
         leader = cluster.leader()
         term = leader.status()["term"]
 
-        def rate():
-            began = time.monotonic()
+        def seconds_of_a_write():
+            taken = []
             for number in range(200):
+                began = time.monotonic()
                 assert put(leader, f"w{number % 10}", b"x").status == 200
-            return 200 / (time.monotonic() - began)
-        alone = rate()
+                taken.append(time.monotonic() - began)
+            return statistics.median(taken)
+        alone = seconds_of_a_write()
         streams = [Watch(leader, "?prefix=w") for _ in range(1000)]
         try:
-            beside = rate()
+            beside = seconds_of_a_write()
             for stream in streams[::100]:
                 assert [data["key"] for _, _, data in stream.hear(200)] == [f"w{number % 10}" for number in range(200)]
             assert leader.used().threads < 150, "who watches holds a thread"
             assert leader.status()["term"] == term
-            assert beside > alone / 5, (alone, beside)
+            assert beside < 5 * alone, (alone, beside)
         finally:
             for stream in streams:
                 stream.__exit__()
@@ -348,9 +356,10 @@ def test_two_hundred_reads_that_wait_hold_no_thread(tmp_path):
 
 def test_a_fence_keeps_out_who_has_lost_the_lock(cluster):
     leader = cluster.leader()
-    first = put(leader, "lock", b"A", "?ttl=500ms", If_None_Match="*").headers["etag"].strip('"')
+    first = put(leader, "lock", b"A", "?ttl=60s", If_None_Match="*").headers["etag"].strip('"')
     assert put(leader, "data", b"A", X_Raft_Fence=f"lock={first}").status == 200
     assert put(leader, "lock", b"B", "?ttl=60s", If_None_Match="*").status == 412
+    assert put(leader, "lock", b"", "?touch&ttl=100ms").status == 200
     wait_until(lambda: leader.get("lock").status == 404, "the lock to expire")
     second = put(leader, "lock", b"B", "?ttl=60s", If_None_Match="*").headers["etag"].strip('"')
     late = put(leader, "data", b"A, late", X_Raft_Fence=f"lock={first}")

@@ -14,7 +14,7 @@ import subprocess
 import pytest
 
 from chaos.world import Disk as MemoryDisk
-from cluster import Cluster, Strace, Writers, holds_for, needs_root, needs_strace, wait_until
+from cluster import UNHURRIED, Cluster, Strace, Writers, holds_for, needs_root, needs_strace, wait_until
 from crashes.real import Disk as RealDisk
 from crashes.real import cut_power, private_mounts
 
@@ -58,9 +58,9 @@ def disks(tmp_path):
         made.remove()
 
 
-def cluster_on(tmp_path, disks):
+def cluster_on(tmp_path, disks, flags=()):
     """A cluster of as many servers as there are *disks*, each on its own; None is no disk of its own."""
-    cluster = Cluster(tmp_path, start=False)
+    cluster = Cluster(tmp_path, start=False, flags=flags)
     try:
         for number, disk in enumerate(disks, 1):
             cluster.new(path=disk and disk.path / "data").start(join=cluster[1] if number > 1 else None)
@@ -237,8 +237,9 @@ def test_files_that_become_immutable(tmp_path, disks, role):
 @needs_ext4
 def test_a_directory_that_becomes_immutable(tmp_path, disks):
     """Nothing needs another file as long as nobody joins: it goes on, ends in order, and starts again."""
-    with cluster_on(tmp_path, [disks.real("n1"), None, None]) as cluster:
+    with cluster_on(tmp_path, [disks.real("n1"), None, None], UNHURRIED) as cluster:
         server = cluster[1]
+        cluster.hand_over(server)
         with Writers(cluster.servers, 2) as writers:
             chattr("+i", server.path)
             writers.wait_for_more(100)
@@ -413,7 +414,7 @@ def cut_and_start_the_leader_last(cluster, disks, prefix):
         cut_power(cluster.servers, disks)
     cluster.restart(*followers)
     successor = cluster.leader()
-    assert [write.key for write in writers.acknowledged if successor.get(write.key).body != write.value] == []
+    assert [write.key for write in writers.acknowledged if successor.value_of(write.key) != write.value] == []
     cluster.write(f"{prefix}after", b"x")
     cluster.restart(leader)
     wait_until(lambda: leader.ready, "the one that led is back")

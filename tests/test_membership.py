@@ -14,14 +14,16 @@ from raftd.node import Node
 from raftd.raft.configuration import Configuration, Member
 from raftd.raft.messages import COMMAND, CONFIGURATION, AppendEntries, Entry, HardState
 from raftd.storage import Identity
-from test_node import FAST, Machine, MemoryStorage, Wires, clients, group
+from test_node import FAST, PATIENT, Machine, MemoryStorage, Wires, clients, group
+
+SHORT_ROUNDS = replace(PATIENT, max_append_bytes=50, election_timeout_seconds=1)
 
 
 def add_twin(nodes, name, address, id):
     """Another server under *name*, at *address*, with files of its own; requests for a member with *id* reach it."""
     storage, machine = MemoryStorage(name, {}), Machine()
     storage.identity = Identity(name, id, "cluster")
-    twin = Node(name, address, storage, nodes.wires.transport(name), machine, FAST, nodes.failures.append)
+    twin = Node(name, address, storage, nodes.wires.transport(name), machine, PATIENT, nodes.failures.append)
     nodes.nodes[id] = nodes.wires.nodes[id] = twin.start()
     nodes.storages[id], nodes.machines[id] = storage, machine
     carry = nodes.wires.call
@@ -163,14 +165,14 @@ def test_a_newcomer_that_has_all_but_took_long_for_it_waits_another_round(monkey
         goals.append(goal)
         return has_or_nobody_asks(name, goal, raft)
     monkeypatch.setattr(membership, "_has_or_nobody_asks", note)
-    with clients(1) as pool, group(1, replace(FAST, max_append_bytes=50)) as nodes:
+    with clients(1) as pool, group(1, SHORT_ROUNDS) as nodes:
         leader = nodes.leader()
         nodes.wires.lose = lambda _, receiver, request: (
             "request" if receiver == "n2" and any(entry.index > allowed for entry in getattr(request, "entries", ())) else None)
         nodes.add("n2")
         join = pool.submit(leader.join, "n2", "host:2", True, 20)
         wait_until(lambda: goals, "the first round has begun")
-        the_fault_lasts.wait(2 * FAST.election_timeout_seconds)
+        the_fault_lasts.wait(2 * SHORT_ROUNDS.election_timeout_seconds)
         for _ in range(3):
             leader.propose(bytes(50), 5)
         allowed = goals[0]
@@ -240,10 +242,11 @@ def test_a_deposed_leader_says_so_to_who_waits_for_a_change():
         again, removal = pool.submit(leader.join, "n4", "host:4", True, 20), pool.submit(leader.remove, "n4", 20)
         holds_for(0.1, lambda: not (first.done() or again.done() or removal.done()), "all wait")
         nodes.wires.cut(leader.name)
+        nodes.pace(FAST)
         assert (outcome(again), outcome(removal)) == (NotLeader, NotLeader)
         assert first.exception().retry in ("maybe", "safe")
         assert time.monotonic() - began < 15
-        successor = nodes.leader([node for name, node in nodes.nodes.items() if name not in (leader.name, "n4")])
+        successor = nodes.next_leader([node for name, node in nodes.nodes.items() if name not in (leader.name, "n4")])
         for call in (lambda: leader.join("n4", "host:4"), lambda: leader.remove("n4"), lambda: leader.transfer_leadership(None)):
             with pytest.raises(NotLeader):
                 call()
@@ -293,6 +296,7 @@ def test_a_join_whose_leader_is_deposed_when_it_has_begun_is_perhaps_done():
         wait_until(lambda: len(leader.members()) == 4 and leader.look(
             lambda raft: raft.commit_index >= raft.configurations.latest_index), "it is a learner")
         nodes.wires.cut(leader.name)
+        nodes.pace(FAST, leader)
         with pytest.raises(LeadershipLost) as failure:
             join.result(20)
         assert failure.value.retry == "maybe"
@@ -303,7 +307,7 @@ def server_with(configuration, log):
     """(node, its storage), not started as part of a group: ``x``, in term 2, with *log*, of which nothing is committed."""
     storage = MemoryStorage("x", configuration.members)
     storage.hard_state, storage.entries = HardState(2, None), log
-    return Node("x", "x:1", storage, Wires().transport("x"), Machine(), FAST).start()
+    return Node("x", "x:1", storage, Wires().transport("x"), Machine(), PATIENT).start()
 
 
 def test_an_uncommitted_configuration_makes_nobody_deaf():
@@ -390,3 +394,17 @@ def test_the_steps_of_a_join_need_only_a_leader_that_answers():
         assert refusal.value.leader == f"http://{follower.leader()['address']}"
         with pytest.raises(RaftdError):
             follower.remove("n1", timeout=1)
+
+
+def test_a_name_is_removed_only_with_the_files_that_are_meant():
+    """Who gives his join up must not remove another that bears the name."""
+    with group(1) as nodes:
+        leader = nodes.leader()
+        nodes.add("n2")
+        leader.join("n2", "host:2", False, 10)
+        with pytest.raises(NotFound, match="n2 is a member with other files"):
+            leader.remove("n2", timeout=5, id="id-twin")
+        assert {member["name"] for member in leader.members()} == {"n1", "n2"}
+        leader.remove("n2", timeout=5, id="id-n2")
+        assert {member["name"] for member in leader.members()} == {"n1"}
+        forget(nodes, "n2")

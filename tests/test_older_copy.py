@@ -7,6 +7,7 @@ long as that leads (section 5.3), and each request says whether the entry before
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -19,7 +20,7 @@ from raftd.raft.core import Unsaved
 from raftd.raft.messages import COMMAND, AppendEntries, Entry, HardState, RequestVote
 from raftd.storage import Identity, Storage
 from raftd.node import Node
-from test_node import FAST, Group, Machine, MemoryStorage, Wires
+from test_node import PATIENT, Group, Machine, MemoryStorage, Wires
 
 
 # The core
@@ -98,7 +99,7 @@ def test_one_that_has_all_is_not(term, prev, confirmed):
 
 
 def test_a_node_that_is_an_older_copy_ends_and_its_files_are_refused_from_then_on():
-    nodes = Group(3, FAST)
+    nodes = Group(3, PATIENT)
     try:
         leading = nodes.leader()
         old = nodes.followers(leading)[0]
@@ -136,7 +137,8 @@ def told_by_n2(disk_is_slow=False):
     """
     members, failures = {name: Member(name, f"host:{name[1:]}", True, f"id-{name}") for name in ("n1", "n2", "n3")}, []
     disk = MemoryStorage("n1", members)
-    node = Node("n1", "host:1", disk, Wires().transport("n1"), Machine(), FAST, failures.append).start()
+    settings = replace(PATIENT, rpc_timeout_seconds=2)  # the answer can wait for a second
+    node = Node("n1", "host:1", disk, Wires().transport("n1"), Machine(), settings, failures.append).start()
     with ThreadPoolExecutor(1) as pool:
         try:
             node.handle("n2", 0, AppendEntries(1, "n2", 0, 0))

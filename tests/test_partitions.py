@@ -8,12 +8,12 @@ import pytest
 
 from chaos.faults import REPLY_WORD
 from chaos.world import SERVER
-from cluster import (ELECTION_SECONDS, Client, Cluster, Network, RegisterClients, Writers, holds_for, needs_network, the_fault_lasts,
-                     wait_until)
+from cluster import (ELECTION_SECONDS, SLOWER, UNHURRIED, Client, Cluster, Network, RegisterClients, Writers, holds_for, needs_network,
+                     the_fault_lasts, wait_until)
 
 pytestmark = [pytest.mark.cluster, pytest.mark.root, needs_network]
 
-REFUSES_SECONDS = 2 * ELECTION_SECONDS  # a leader that is cut off refuses reads and writes by then
+REFUSES_SECONDS = 3.0  # the longest election timeout when they are SLOWER: a leader that is cut off refuses reads and writes by then
 SLACK_SECONDS = 1.0  # for a machine that others use too
 
 
@@ -24,9 +24,20 @@ def network():
 
 
 @pytest.fixture
-def three(tmp_path, network):
-    with Cluster(tmp_path, 3, network) as cluster:
+def three(request, tmp_path, network):
+    with Cluster(tmp_path, 3, network, getattr(request, "param", SLOWER)) as cluster:
         yield cluster
+
+
+unhurried = pytest.mark.parametrize("three", [UNHURRIED], ids=["unhurried"], indirect=True)
+
+
+def hurry(server):
+    """It stands for election soon from now on, after the timeout that is the default."""
+    assert server.terminate() == 0
+    server.flags = ()
+    server.start()
+    wait_until(lambda: server.ready, "it is back")
 
 
 def test_isolated_leader_refuses_reads_and_writes(network, three):
@@ -38,7 +49,7 @@ def test_isolated_leader_refuses_reads_and_writes(network, three):
     network.isolate(leader)
     cut = time.monotonic()
     write = leader.put("lost", b"x", "?timeout=5s")
-    assert write.status == 503 and write.retry in ("maybe", "safe"), write
+    assert write.code in ("no_quorum", "leadership_lost", "no_leader", "not_leader") and write.retry in ("maybe", "safe"), write
     assert time.monotonic() - cut < REFUSES_SECONDS + SLACK_SECONDS
     three.write("key", b"new", among=others)
     for _ in range(5):
@@ -72,10 +83,12 @@ def test_a_leader_cut_off_answers_no_stale_read_at_any_moment(network, three):
 
 
 @pytest.mark.slow
+@unhurried
 def test_a_server_cut_off_for_ten_seconds_returns_without_an_election(network, three):
     """In the original it had raised the term 45 times, and stopped writes for 1.4 s."""
     leader = three.leader()
     away = three.followers(leader)[0]
+    hurry(away)
     term = leader.status()["term"]
     with Writers([leader], 4, pause=0.005) as writers:
         network.isolate(away)
@@ -91,7 +104,7 @@ def test_a_server_cut_off_for_ten_seconds_returns_without_an_election(network, t
 
 def test_the_majority_goes_on_and_the_minority_loses_nothing(tmp_path, network):
     """Two of five, the leader among them, are cut off from three."""
-    with Cluster(tmp_path, 5, network) as cluster:
+    with Cluster(tmp_path, 5, network, SLOWER) as cluster:
         leader = cluster.leader()
         minority, majority = [leader, cluster.followers(leader)[0]], cluster.followers(leader)[1:]
         with Writers(cluster.servers, 4) as writers:
@@ -104,7 +117,7 @@ def test_the_majority_goes_on_and_the_minority_loses_nothing(tmp_path, network):
             network.heal()
             cluster.wait_voters(5)
             writers.wait_for_more(50)
-        assert gap < 10, gap
+        assert gap < 10 + writers.noise_seconds, gap
         assert cluster.leader() is successor
         data = cluster.data_of_each()
         assert all(not writers.missing_in(found) for found in data.values())
@@ -119,8 +132,9 @@ def test_a_leader_that_hears_nothing_steps_down(network, three):
         cut = time.monotonic()
         successor = three.leader(three.followers(leader))
         wait_until(lambda: not leader.leads, "it has stepped down", 5)
-        assert writers.gap_after(cut + REFUSES_SECONDS) + REFUSES_SECONDS < 10
+        assert writers.gap_after(cut + REFUSES_SECONDS) + REFUSES_SECONDS < 10 + writers.noise_seconds
         term = successor.status()["term"]
+        holds_for(REFUSES_SECONDS, lambda: successor.status()["term"] == term, "it stands for election, and is refused")
         network.heal()
         wait_until(lambda: leader.ready, "it is back")
         writers.wait_for_more(50)
@@ -144,9 +158,11 @@ def test_a_leader_whose_requests_are_lost_is_replaced_once(network, three):
     assert three.leader() is successor
 
 
+@unhurried
 def test_a_follower_that_cannot_be_heard_disturbs_nobody(network, three):
     leader = three.leader()
     deaf = three.followers(leader)[0]
+    hurry(deaf)
     term = leader.status()["term"]
     with Writers([leader], 2) as writers:
         network.deafen(deaf)
@@ -158,10 +174,12 @@ def test_a_follower_that_cannot_be_heard_disturbs_nobody(network, three):
     assert writers.nothing_held_up
 
 
+@unhurried
 def test_one_link_down_is_no_hindrance(network, three):
     """The leader and a follower cannot reach each other; both reach the third (Cloudflare, 2020-11-02: six hours without end)."""
     leader = three.leader()
     cut, bridge = three.followers(leader)
+    hurry(cut)
     term = leader.status()["term"]
     with Writers(three.servers, 2) as writers:
         network.isolate(leader, cut)
@@ -180,7 +198,7 @@ def test_one_link_down_is_no_hindrance(network, three):
 
 @pytest.fixture(scope="module")
 def five(tmp_path_factory):
-    with Network() as network, Cluster(tmp_path_factory.mktemp("five"), 5, network) as cluster:
+    with Network() as network, Cluster(tmp_path_factory.mktemp("five"), 5, network, SLOWER) as cluster:
         yield cluster
 
 
@@ -214,7 +232,7 @@ def test_partial_partitions_of_five_find_a_leader_and_keep_it(five, topology):
         cut.heal()
         for server in five.servers:
             wait_until(lambda ready=server: ready.ready, f"{server} is back")
-    assert gap < 5 and after <= term + 3, (gap, term, after)
+    assert gap < 8 + writers.noise_seconds and after <= term + 3, (gap, term, after)
     assert five.leader() is settled and set(five.terms()) == {after}, "who comes back has deposed the leader"
     assert clients.violations() == []
     five.wait_converged()
@@ -223,6 +241,7 @@ def test_partial_partitions_of_five_find_a_leader_and_keep_it(five, topology):
 # Answers that are lost, connections that are cut
 
 
+@unhurried
 def test_a_request_whose_answer_is_lost_was_executed_once(network, three):
     leader = three.leader()
     before = int(leader.put("key", b"before").headers["etag"].strip('"'))
@@ -253,6 +272,7 @@ def test_a_leader_whose_followers_cannot_confirm_answers_nothing(network, three)
     three.wait_converged()
 
 
+@unhurried
 def test_connections_that_are_reset_are_made_anew(network, three):
     """No entry is lost or doubled by that. When it is the leader's host that refuses all others, another may be elected, but soon."""
     leader, terms = three.leader(), three.terms()
@@ -275,6 +295,7 @@ def reset_for_a_moment(network, server, writers):
     writers.wait_for_more(10)
 
 
+@unhurried
 def test_a_client_that_reaches_only_the_followers(network, three):
     """They read for it; of its writes they say at once where the leader is, and nothing is in doubt."""
     leader = three.leader()
@@ -307,10 +328,11 @@ def test_a_host_that_drops_packets_and_a_paused_leader(tmp_path, network):
                 the_fault_lasts.wait(0.7)
                 paused.resume()
                 resumed = time.monotonic()
-                assert writers.gap_after(resumed) < 4 * ELECTION_SECONDS
+                assert writers.gap_after(resumed) < 4 * ELECTION_SECONDS + writers.noise_seconds
+            leading = cluster.leader([leader, other])
             began = time.monotonic()
-            assert cluster.leader([leader, other]).terminate() == 0
-            assert time.monotonic() - began < 5
+            assert leading.terminate() == 0
+            assert time.monotonic() - began < 5 + writers.noise_seconds
         network.heal()
         cluster.restart()
         data = cluster.data_of_each()
@@ -320,12 +342,12 @@ def test_a_host_that_drops_packets_and_a_paused_leader(tmp_path, network):
 @pytest.mark.slow
 def test_a_cut_in_the_middle_of_a_snapshot(tmp_path, network):
     """The transfer goes on after the cut, or begins again; the old state stays until the new is complete."""
-    with Cluster(tmp_path, 3, network) as cluster:
+    with Cluster(tmp_path, 3, network, UNHURRIED) as cluster:
         leader = cluster.leader()
         behind = cluster.followers(leader)[0]
         behind.kill()
         for number in range(45):
-            assert leader.put(f"large{number}", bytes([number]) * (1 << 20), "?timeout=20s", timeout=25).status == 200
+            cluster.write(f"large{number}", bytes([number]) * (1 << 20))
         behind.start()
         wait_until(lambda: behind.status()["snapshot_index"] or list(behind.path.glob("*incoming*")), "it arrives")
         network.isolate(behind, leader)
@@ -344,12 +366,13 @@ def test_a_snapshot_over_a_slow_link_holds_up_nobody(tmp_path, network, sender):
 
     And if the sender dies in the middle, the next one sends it anew.
     """
-    with Cluster(tmp_path, 3, network, raftd=[*SERVER, os.devnull]) as cluster:
+    with Cluster(tmp_path, 3, network, UNHURRIED, raftd=[*SERVER, os.devnull]) as cluster:
         leader = cluster.leader()
         behind, other = cluster.followers(leader)
+        behind.flags = ()  # it stands for election as soon as it misses heartbeats
         behind.kill()
         for number in range(5):  # more than the log keeps
-            assert leader.put("large", random.Random(number).randbytes(1 << 19), "?timeout=20s", timeout=25).status == 200
+            cluster.write("large", random.Random(number).randbytes(1 << 19))
         term = leader.status()["term"]
         end = network.slow_down(behind, "1900kbit", "400ms", arriving=True)  # a chunk takes longer than a small request may
         behind.start()
@@ -383,6 +406,7 @@ def test_flapping_links_end_in_one_leader(network, three):
     assert data["n1"] == data["n2"] == data["n3"]
 
 
+@unhurried
 def test_a_join_of_a_host_that_drops_packets_is_refused(network, three):
     """It must end in time, and hold up no write."""
     leader, host = three.leader(), network.add_host()
@@ -395,10 +419,12 @@ def test_a_join_of_a_host_that_drops_packets_is_refused(network, three):
     assert writers.nothing_held_up
 
 
+@unhurried
 def test_removal_of_a_member_that_is_cut_off(network, three):
     """It does not hear of its removal; when it returns it disturbs nobody."""
     leader = three.leader()
     away = three.followers(leader)[0]
+    hurry(away)
     network.isolate(away)
     assert leader.call("DELETE", f"/members/{away.name}").status == 200
     the_fault_lasts.wait(2)  # it stands for election

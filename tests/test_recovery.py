@@ -27,9 +27,8 @@ from raftd.raft.messages import (
 from raftd.server import Server
 from raftd.storage import Identity, Storage
 from raftd.transport import Connection, Frames
-from test_node import FAST, PATIENT, TINY, Group, MemorySnapshot, clients, depose, group, retries_soon  # noqa: F401, a fixture for all
+from test_node import PATIENT, TINY, Group, MemorySnapshot, clients, depose, group, retries_soon  # noqa: F401, a fixture for all
 
-STEADY = replace(TINY, election_timeout_seconds=2)  # with one of three cut off, the leader needs the other one all the time
 SLOW_SECONDS = 1.0  # how long something takes that may be slow
 
 
@@ -243,7 +242,7 @@ def test_the_same_log_is_opened_again_after_a_failed_save(tmp_path):
 
 
 def test_a_node_whose_log_was_exchanged_ends():
-    nodes = Group(1, FAST)
+    nodes = Group(1, PATIENT)
     try:
         nodes.leader()
         storage = nodes.storages["n1"]
@@ -296,7 +295,7 @@ def leave_behind(nodes, count=60):
 
 
 def test_writes_go_on_while_a_snapshot_is_made_and_the_log_is_kept_from_before_it():
-    with group(settings=STEADY) as nodes:
+    with group(settings=TINY) as nodes:
         leader, behind = leave_behind(nodes)
         copies = Copies(nodes.machines[leader.name])
         copies.allowed.clear()
@@ -310,20 +309,20 @@ def test_writes_go_on_while_a_snapshot_is_made_and_the_log_is_kept_from_before_i
         assert leader.status()["snapshot_index"] > 0
         copies.allowed.set()
         assert len(nodes.commands_everywhere()) == 100
-        assert longest < 0.3, "a write has waited for the copy"
+        assert longest < 3, "a write has waited for the copy"
         assert len(copies.made) == 1, "the log did not lead on from the snapshot"
         assert nodes.machines[behind.name].position.installed_index == copies.made[0].index
 
 
 def test_a_snapshot_is_given_up_when_it_is_too_old_to_lead_on():
     """The log is kept for it, but not without bound; and then another is made, rather than a useless one sent."""
-    with group(settings=STEADY) as nodes:
+    with group(settings=replace(TINY, keep_bytes=850)) as nodes:
         leader, behind = leave_behind(nodes)
         copies = Copies(nodes.machines[leader.name])
         copies.allowed.clear()
         nodes.wires.cut()
         assert copies.begun.wait(10)
-        for number in range(200):  # more than 16 times what is kept for slow followers
+        for number in range(200):  # more than 16 times as many bytes, with about 170 for each entry
             leader.propose(b"more %d" % number, 5)
         wait_until(lambda: leader.status()["last_log_index"] - leader.status()["snapshot_index"] < 120, "the log stays bounded")
         copies.allowed.set()
@@ -334,7 +333,7 @@ def test_a_snapshot_is_given_up_when_it_is_too_old_to_lead_on():
 
 @pytest.mark.parametrize("what", ["read", "close", "snapshot"])
 def test_a_copy_that_cannot_be_made_read_or_removed_is_no_end_of_the_node(what):
-    with group(settings=STEADY) as nodes:
+    with group(settings=TINY) as nodes:
         leader, behind = leave_behind(nodes)
         failed = []
 
@@ -362,7 +361,7 @@ def test_a_copy_that_cannot_be_made_read_or_removed_is_no_end_of_the_node(what):
 
 def test_a_copy_that_stays_unreadable_is_made_again():
     """Its file was removed, say. To offer the same one again and again, with no write to outdate it, helps nobody."""
-    with group(settings=STEADY) as nodes:
+    with group(settings=TINY) as nodes:
         leader, behind = leave_behind(nodes)
         broken = []
 
@@ -378,7 +377,7 @@ def test_a_copy_that_stays_unreadable_is_made_again():
 
 
 def test_a_node_stops_soon_while_a_copy_is_made():
-    with group(settings=STEADY) as nodes:
+    with group(settings=TINY) as nodes:
         leader, _ = leave_behind(nodes)
         copies = Copies(nodes.machines[leader.name])
         copies.allowed.clear()
@@ -412,16 +411,18 @@ def test_a_real_copy_ends_when_it_is_given_up(tmp_path):
 
 
 def test_a_snapshot_that_is_being_installed_is_asked_about_seldom_and_sent_once():
-    with group(settings=STEADY) as nodes:
+    with group(settings=TINY) as nodes:
         leader, behind = leave_behind(nodes)
         copies, machine = Copies(nodes.machines[leader.name]), nodes.machines[behind.name]
-        install, asked, sent, installing = machine.install, [], [], threading.Event()
+        install, asked, sent, took, installing = machine.install, [], [], [], threading.Event()
 
         def slow(incoming):
             machine._incoming = None  # as the real one does: it is used up
+            began = time.monotonic()
             installing.set()
             the_fault_lasts.wait(SLOW_SECONDS)
             installing.clear()
+            took.append(time.monotonic() - began)
             install(incoming)
 
         def count(sender, receiver, request):
@@ -432,7 +433,7 @@ def test_a_snapshot_that_is_being_installed_is_asked_about_seldom_and_sent_once(
         machine.install, nodes.wires.lose = slow, count
         assert len(nodes.commands_everywhere()) == 60
         assert len(copies.made) == 1 and sum(sent) == copies.made[0].size
-        assert 0 < len(asked) < SLOW_SECONDS / (STEADY.rpc_timeout_seconds / 2) + 3, "the leader asks again and again"
+        assert 0 < len(asked) < took[0] / (TINY.rpc_timeout_seconds / 2) + 3, "the leader asks again and again"
         leader.propose(b"still", 5)
 
 
@@ -530,7 +531,8 @@ def test_an_interrupted_call_ends_at_once_and_so_do_those_after_it(deaf, request
 
 def test_a_proposal_of_a_new_leadership_does_not_die_with_those_of_the_old_one():
     """It leads, is deposed with a write under way, and leads again, all within an election timeout. No entry passes until then."""
-    with clients(2) as pool, group(settings=PATIENT) as nodes:
+    settings = replace(PATIENT, election_timeout_seconds=2)
+    with clients(2) as pool, group(settings=settings) as nodes:
         leader = nodes.leader()
         wait_until(lambda: len({node.status()["last_log_index"] for node in nodes.nodes.values()}) == 1, "any of them could lead")
         lost = True
@@ -547,7 +549,7 @@ def test_a_proposal_of_a_new_leadership_does_not_die_with_those_of_the_old_one()
         index = leader.status()["last_log_index"]
         new = pool.submit(leader.propose, b"new", 20)
         wait_until(lambda: leader.status()["last_log_index"] > index, "it is in the log")
-        assert time.monotonic() - deposed < PATIENT.election_timeout_seconds, "too late to be what this test is about"
+        assert time.monotonic() - deposed < settings.election_timeout_seconds, "too late to be what this test is about"
         with pytest.raises(LeadershipLost):
             old.result()  # an election timeout after it was deposed, nobody has said what becomes of it
         lost = False
@@ -557,8 +559,7 @@ def test_a_proposal_of_a_new_leadership_does_not_die_with_those_of_the_old_one()
 
 def test_reads_that_fail_are_asked_again_with_pauses():
     """Its leader leads no longer and there is no other: each attempt fails at once, and must not be one of thousands."""
-    settings = Settings()
-    with clients(4) as pool, group(settings=settings) as nodes:
+    with clients(4) as pool, group() as nodes:
         leader = nodes.leader()
         follower = nodes.followers(leader)[0]
         follower.read(None)
@@ -570,11 +571,11 @@ def test_reads_that_fail_are_asked_again_with_pauses():
         for read in [pool.submit(follower.read, None, timeout=1.5) for _ in range(4)]:
             with pytest.raises((NoLeader, NoQuorum)):
                 read.result()
-        asked, rounds = nodes.wires.carried[ReadIndex] - before, (time.monotonic() - began) / settings.heartbeat_seconds
+        asked, rounds = nodes.wires.carried[ReadIndex] - before, (time.monotonic() - began) / PATIENT.heartbeat_seconds
         assert 0 < asked <= 4 * (rounds + 1)
         nodes.machines[leader.name].failure = None
         nodes.wires.cut()
-        nodes.leader()
+        nodes.next_leader()
 
 
 def test_a_stop_removes_no_files_of_a_server_that_has_run(tmp_path):
