@@ -481,7 +481,7 @@ def join(directory):
             wrk(leader.address, 64, 5, RANDOM_KEYS)
         slowest, stop = [], threading.Event()
         thread = threading.Thread(target=_write_until, args=(leader.address, stop, slowest))
-        load = threading.Thread(target=wrk, args=(leader.address, 16, 60, RANDOM_KEYS))
+        load = threading.Thread(target=wrk, args=(leader.address, 64, 60, RANDOM_KEYS))
         thread.start(), load.start()
         started = time.monotonic()
         cluster.new().start(join=leader, wait=False).wait_listening(300)
