@@ -493,7 +493,7 @@ class Writers:
     """*count* threads, each writing one unique key after another to whoever leads, until the ``with`` ends.
 
     A write that fails is sent again until it is accepted: the key is its own, so twice does no harm. ``machine_late_seconds``: how late
-    the machine has woken, at most, a thread that only sleeps.
+    the machine itself was, at most.
     """
 
     def __init__(self, servers, count=8, size=20, pause=0.0, prefix="w"):
