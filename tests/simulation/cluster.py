@@ -356,14 +356,20 @@ class Cluster:
         return leader.raft.configuration.is_voter(leader.name) and all(
             self.servers[name].raft.leader_id == leader.name for name in leader.raft.configuration.members)
 
+    def has_applied(self, index):
+        """True if, besides, all of them have applied more than *index*."""
+        return self.led() and all(server.machine.position.index > index for server in self._members())
+
     def converged(self):
         """True if, besides, they have its log and have applied what it has."""
         if not self.led():
             return False
         raft = self.leader.raft
-        members = [self.servers[name] for name in raft.configuration.members]
         return all((server.raft.log.last_index, server.raft.log.last_term) == (raft.log.last_index, raft.log.last_term)
-                   and server.machine.position.index == raft.commit_index for server in members)
+                   and server.machine.position.index == raft.commit_index for server in self._members())
+
+    def _members(self):
+        return [self.servers[name] for name in self.leader.raft.configuration.members]
 
 
 def run_until(cluster, truth, seconds):
@@ -394,12 +400,15 @@ def run(seed, record=False):
 
 
 def _await_progress(cluster):
+    """While clients go on, all members come to have what is new; once nobody writes, they have the same."""
     committed, reads = len(cluster.judge.committed), cluster.counts["linearizable reads answered"]
+    seconds = BOUND * cluster.settings.election_timeout_seconds
 
     def progress():
-        return len(cluster.judge.committed) > committed + 1 and cluster.counts["linearizable reads answered"] > reads \
-            and cluster.converged()
-    assert run_until(cluster, progress, BOUND * cluster.settings.election_timeout_seconds), "no progress on a healthy network"
+        return cluster.has_applied(committed + 1) and cluster.counts["linearizable reads answered"] > reads
+    assert run_until(cluster, progress, seconds), "no progress on a healthy network"
+    cluster.faults = replace(cluster.faults, writes=0)
+    assert run_until(cluster, cluster.converged, seconds), "the members do not come to have the same"
     for server in cluster.servers.values():
         cluster.judge.check_log(server)
         cluster.judge.check_state(server)
