@@ -148,7 +148,8 @@ def test_a_cluster_goes_on_after_a_storm_of_lies():
             if isinstance(lie, (AppendEntries, RequestVote, TimeoutNow, ReadIndex)):
                 deliver(node, sender, lie)
         wait_until(lambda: proposed(nodes.leader(), b"after"), "a leader that stays")
-        assert nodes.commands_everywhere()[:2] == [b"before", b"after"]
+        first, *others = nodes.commands_everywhere()
+        assert first == b"before" and set(others) == {b"after"}  # more than once if the first leader did not stay
 
 
 def proposed(leader, command):

@@ -400,8 +400,7 @@ CASES = {  # what /join and DELETE /members/n9 answer, and whether the files go
 
 @pytest.mark.parametrize("made", [True, False], ids=["new directory", "directory with files of the user's"])
 @pytest.mark.parametrize("case", CASES)
-def test_the_files_of_a_first_join_that_failed_go_only_when_the_cluster_does_not_count_them(
-        straw, silent, tmp_path, case, made):
+def test_the_files_of_a_first_join_that_failed_go_only_when_the_cluster_does_not_count_them(straw, silent, tmp_path, case, made):
     """A server that a cluster counts must not come back without its vote and its log."""
     straw.join, straw.delete, removed = CASES[case]
     if straw.join is SILENT:

@@ -103,12 +103,17 @@ def node():
 @contextmanager
 def listening_for(node):
     """The port of a listener that answers for *node*."""
-    listening = listener.bind("127.0.0.1", 0)
-    serving = listener.Listener(listening, create_app(node, "1.2.3"), NoPeers(), node).start()
+    serving, port = started(node)
     try:
-        yield listening.getsockname()[1]
+        yield port
     finally:
         stop(serving)
+
+
+def started(node):
+    """(a listener that answers for *node*, its port); who calls it stops it."""
+    listening = listener.bind("127.0.0.1", 0)
+    return listener.Listener(listening, create_app(node, "1.2.3"), NoPeers(), node).start(), listening.getsockname()[1]
 
 
 def stop(serving):
@@ -992,9 +997,8 @@ def test_who_waits_when_the_server_stops_is_told_so(monkeypatch):
     for _ in range(10):
         node = LaneNode()
         node.holds = lambda command: True
-        listening = listener.bind("127.0.0.1", 0)
-        serving = listener.Listener(listening, create_app(node, "1.2.3"), NoPeers(), node).start()
-        wires = [Wire(listening.getsockname()[1]) for _ in range(10)]
+        serving, port = started(node)
+        wires = [Wire(port) for _ in range(10)]
         for wire in wires:
             wire.send(request("POST", "/db/a", b"x"))
         wait_until(lambda node=node: len(node.held) == 10, "all wait")
@@ -1008,9 +1012,9 @@ def test_who_waits_when_the_server_stops_is_told_so(monkeypatch):
 
 def test_who_is_done_just_before_the_server_stops_is_told_so():
     """The reading thread has answered all that was done, and goes on to see whether it is to stop."""
-    node, listening = LaneNode(), listener.bind("127.0.0.1", 0)
+    node = LaneNode()
     node.holds = lambda command: True
-    serving = listener.Listener(listening, create_app(node, "1.2.3"), NoPeers(), node).start()
+    serving, port = started(node)
     finish, seen = serving._dispatcher.lane.finish, threading.Event()
 
     def finish_before_it_is_done(*more):
@@ -1020,7 +1024,7 @@ def test_who_is_done_just_before_the_server_stops_is_told_so():
             serving._stopping = True
             seen.set()
     serving._dispatcher.lane.finish = finish_before_it_is_done
-    with Wire(listening.getsockname()[1]) as wire:
+    with Wire(port) as wire:
         wire.send(request("POST", "/db/a", b"x"))
         assert seen.wait(10)
         serving.stop()
@@ -1029,8 +1033,7 @@ def test_who_is_done_just_before_the_server_stops_is_told_so():
 
 def test_a_stop_may_find_that_it_was_seen_before_it_was_said(node):
     """Somebody else has woken the reading thread at that moment: it was "Bad file descriptor", and half a stop."""
-    listening = listener.bind("127.0.0.1", 0)
-    serving = listener.Listener(listening, create_app(node, "1.2.3"), NoPeers(), node).start()
+    serving, _ = started(node)
     trigger = serving._server.trigger
     pull = trigger.pull_trigger
 

@@ -214,8 +214,11 @@ class Careful:
     def _history_at(self, node, last):
         """All that *node* tells, up to the entry *last* at least. A busy server may be silent for a while, which ends a stream."""
         seen, deadline = [], time.monotonic() + VERDICT_SECONDS
-        while not (seen and float(seen[-1][0]) >= last) and time.monotonic() < deadline:
-            self._follow(node, seen[-1][0] if seen else str(self._since), seen, deadline, lambda: seen and float(seen[-1][0]) >= last)
+
+        def is_all():
+            return seen and float(seen[-1][0]) >= last
+        while not is_all() and time.monotonic() < deadline:
+            self._follow(node, seen[-1][0] if seen else str(self._since), seen, deadline, is_all)
             time.sleep(0.05)
         return seen
 
